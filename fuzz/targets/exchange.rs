@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz exchange`: the harness that the test command runs with chance instead.
+//! Fuzz target of `cargo xtask fuzz exchange`; the test suite runs the same harness on random input.
 #![no_main]
 
 #[path = "../../crates/router/tests/harness/targets.rs"]

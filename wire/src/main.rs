@@ -1,4 +1,4 @@
-//! Messages of Envoy's external processing protocol as envoy-types writes them: a name and hex, one a line.
+//! Prints messages of Envoy's external processing protocol as envoy-types encodes them: a name and hex per line.
 
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::{
@@ -35,7 +35,7 @@ fn headers(end_of_stream: bool) -> HttpHeaders {
     HttpHeaders { headers: Some(HeaderMap { headers }), end_of_stream, ..Default::default() }
 }
 
-/// What is not read: attributes and metadata.
+/// Attributes and metadata, which the server does not decode.
 fn noise() -> Struct {
     let value = Value { kind: Some(Kind::StringValue("noise".into())) };
     Struct { fields: [("noise".to_owned(), value)].into() }
@@ -93,14 +93,14 @@ fn main() {
     ] {
         print(&format!("request/first/{name}"), &first(mode));
     }
-    let piece = |end_of_stream| HttpBody { body: b"a piece".to_vec(), end_of_stream, ..Default::default() };
+    let chunk = |end_of_stream| HttpBody { body: b"a piece".to_vec(), end_of_stream, ..Default::default() };
     print("request/response-headers", &request(Request::ResponseHeaders(headers(true))));
-    print("request/body", &request(Request::RequestBody(piece(false))));
-    print("request/response-body", &request(Request::ResponseBody(piece(true))));
+    print("request/body", &request(Request::RequestBody(chunk(false))));
+    print("request/response-body", &request(Request::ResponseBody(chunk(true))));
     let trailers = || HttpTrailers { trailers: Some(HeaderMap { headers: vec![header("x", "y")] }) };
     print("request/trailers", &request(Request::RequestTrailers(trailers())));
     print("request/response-trailers", &request(Request::ResponseTrailers(trailers())));
-    let observed = ProcessingRequest { observability_mode: true, ..request(Request::RequestBody(piece(true))) };
+    let observed = ProcessingRequest { observability_mode: true, ..request(Request::RequestBody(chunk(true))) };
     print("request/observed", &observed);
 
     let common = |common| Some(common);
@@ -111,18 +111,19 @@ fn main() {
         ..Default::default()
     };
     print("reply/headers-changed", &response(Response::RequestHeaders(HeadersResponse { response: common(changed) })));
-    let told =
+    let target =
         CommonResponse { header_mutation: mutation(vec![set("x-rollora-target", "v2")], &[]), ..Default::default() };
-    print("reply/response-headers", &response(Response::ResponseHeaders(HeadersResponse { response: common(told) })));
+    print("reply/response-headers", &response(Response::ResponseHeaders(HeadersResponse { response: common(target) })));
     print("reply/body", &response(Response::RequestBody(BodyResponse::default())));
-    let whole = || CommonResponse {
+    let replaced = || CommonResponse {
         header_mutation: mutation(vec![set("content-length", "9")], &[]),
         body_mutation: body(Mutation::Body(b"new bytes".to_vec())),
         ..Default::default()
     };
-    print("reply/body-changed", &response(Response::RequestBody(BodyResponse { response: common(whole()) })));
-    print("reply/response-body-changed", &response(Response::ResponseBody(BodyResponse { response: common(whole()) })));
-    let part = |end_of_stream| CommonResponse {
+    print("reply/body-changed", &response(Response::RequestBody(BodyResponse { response: common(replaced()) })));
+    let reply = BodyResponse { response: common(replaced()) };
+    print("reply/response-body-changed", &response(Response::ResponseBody(reply)));
+    let streamed = |end_of_stream| CommonResponse {
         body_mutation: body(Mutation::StreamedResponse(StreamedBodyResponse {
             body: b"new bytes".to_vec(),
             end_of_stream,
@@ -130,8 +131,8 @@ fn main() {
         })),
         ..Default::default()
     };
-    print("reply/part", &response(Response::RequestBody(BodyResponse { response: common(part(false)) })));
-    print("reply/response-part", &response(Response::ResponseBody(BodyResponse { response: common(part(true)) })));
+    print("reply/part", &response(Response::RequestBody(BodyResponse { response: common(streamed(false)) })));
+    print("reply/response-part", &response(Response::ResponseBody(BodyResponse { response: common(streamed(true)) })));
     print("reply/trailers", &response(Response::RequestTrailers(TrailersResponse::default())));
     print("reply/response-trailers", &response(Response::ResponseTrailers(TrailersResponse::default())));
     let immediate = ImmediateResponse {

@@ -1,4 +1,4 @@
-//! `rollora-ext-proc`: what was typed, and what it means.
+//! Command line of `rollora-ext-proc`.
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -13,85 +13,82 @@ use std::{
 };
 use tracing_subscriber::EnvFilter;
 
-/// Rewrites the `model` of requests behind Envoy's ext_proc filter, as the InferenceModelRewrites of a pool say.
+/// Envoy external processor that rewrites the `model` of requests by the InferenceModelRewrites of a pool
 #[derive(Debug, Parser)]
 #[command(name = "rollora-ext-proc", version)]
 struct Args {
-    /// The InferencePool whose rewrites count
+    /// InferencePool whose rewrites are applied
     #[arg(long, value_name = "NAME")]
     pool: String,
-    /// The namespace of the pool and its rewrites
+    /// Namespace of the pool and its rewrites
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
     namespace: String,
-    /// The address to listen on
+    /// Address to listen on
     #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0")]
     address: IpAddr,
-    /// The port of the external processor and of the gRPC health service
+    /// Port of the external processor and the gRPC health service
     #[arg(long, value_name = "PORT", default_value_t = 9002)]
     grpc_port: u16,
-    /// A second port of the gRPC health service, for probes
+    /// Second port of the gRPC health service, without TLS, for probes
     #[arg(long, value_name = "PORT", default_value_t = 9003)]
     grpc_health_port: u16,
-    /// The port of /rules, /metrics, /readyz and /livez
+    /// HTTP port of /rules, /metrics, /readyz and /livez
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     metrics_port: u16,
-    /// Which paths are closed to clients
+    /// Request paths that are closed to clients
     #[arg(long, value_enum, default_value_t = GuardArg::Administration)]
     guard: GuardArg,
-    /// The longest request body that is taken as a whole, which is what request_body_mode BUFFERED asks for; a number
-    /// of bytes, with KiB or MiB behind it or not
+    /// Maximum length of a request body in request_body_mode BUFFERED; in bytes, or with the unit KiB or MiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
     max_body: usize,
-    /// How whoever comes behind learns which target a rule chose
+    /// How the selected target is passed downstream
     #[arg(long, value_enum, default_value_t = RewriteArg::Body)]
     rewrite: RewriteArg,
-    /// Tell the model in the headers X-Gateway-Model-Name and X-Gateway-Base-Model-Name, by which the gateway chooses a
-    /// route; the request waits until its model has come
+    /// Set the model in the headers X-Gateway-Model-Name and X-Gateway-Base-Model-Name, by which the gateway chooses a
+    /// route; requests wait until their model has arrived
     #[arg(long)]
     routing_headers: bool,
-    /// The base model of the pool's servers, for X-Gateway-Base-Model-Name
+    /// Base model of the pool's servers, for X-Gateway-Base-Model-Name
     #[arg(long, value_name = "NAME", requires = "routing_headers")]
     base_model: Option<String>,
-    /// Put the client's name back into JSON answers and event streams, where the filter shows response bodies
-    /// (response_body_mode FULL_DUPLEX_STREAMED, STREAMED or BUFFERED); an answer then ends with the replica that reads it
+    /// Restore the requested model name in JSON responses and event streams, if the filter shows response bodies
+    /// (response_body_mode FULL_DUPLEX_STREAMED, STREAMED or BUFFERED); such a response breaks off if this replica ends
     #[arg(long)]
     restore_model: bool,
-    /// The most that is held of one request until its model has come, which --routing-headers and --rewrite header ask
-    /// for
+    /// Maximum size buffered of one request until its model has arrived, for --routing-headers and --rewrite header
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_size)]
     max_hold: usize,
-    /// The most that is held of all requests together, those that come as a whole (BUFFERED) among them; who finds no
-    /// room waits
+    /// Maximum size buffered of all requests together, including bodies in mode BUFFERED; requests that exceed it are
+    /// not read until space is free
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     hold_budget: usize,
-    /// How long a part of a request is held until more of it comes; then its client gets 408
+    /// Maximum time between two chunks while a part of a request is buffered; then the client gets status 408
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     hold_timeout: GatewayDuration,
-    /// The certificate with which it speaks TLS on --grpc-port, as PEM, read again when it is renewed; without it, it
-    /// speaks HTTP/2 in the clear
+    /// TLS certificate for --grpc-port, as PEM, reloaded when it changes; without it the port serves plaintext HTTP/2
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
-    /// Its private key
+    /// Private key of the TLS certificate, as PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// For how long new requests are still served after SIGTERM, until nobody sends them any more
+    /// Time after SIGTERM in which new requests are still served, until clients send them elsewhere
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     drain_delay: GatewayDuration,
-    /// How long requests that have begun may take to end after that
+    /// Time after the drain delay in which open requests may end
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     drain_timeout: GatewayDuration,
-    /// How the log is written; what is in it is set by RUST_LOG
+    /// Format of the log; RUST_LOG selects its content
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum GuardArg {
-    /// None
+    /// No path is closed
     Off,
-    /// Those that load and unload adapters, and what else administrates a server
+    /// Paths for loading and unloading adapters and other administration of a server
     Administration,
-    /// All but those of inference
+    /// All paths except the inference paths
     Strict,
 }
 
@@ -99,7 +96,7 @@ enum GuardArg {
 enum RewriteArg {
     /// The `model` of the body is replaced
     Body,
-    /// The body stays, and x-llm-d-model-name-rewrite and x-gateway-model-name-rewrite name the target
+    /// The body is unchanged, and x-llm-d-model-name-rewrite and x-gateway-model-name-rewrite name the target
     Header,
 }
 
@@ -160,13 +157,13 @@ impl From<Args> for ProgramOptions {
     }
 }
 
-/// What is logged where `RUST_LOG` says nothing. kube's client calls an outage an error at every try; here it is said
-/// once, in words.
+/// Log filter if `RUST_LOG` is not set. kube's client logs an error for every retry during an outage; this program logs
+/// each outage once.
 const DEFAULT_LOG_FILTER: &str = "info,kube_client=off";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // Fails only where there is a provider already, which is then this one.
+    // Fails only if a provider is installed already, which is then used.
     rustls::crypto::ring::default_provider().install_default().ok();
     let arguments = Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG_FILTER));
@@ -192,12 +189,12 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_is_valid() {
         Args::command().debug_assert();
     }
 
     #[test]
-    fn a_size_is_a_number_with_a_unit_or_without() {
+    fn sizes_are_numbers_with_an_optional_unit() {
         for (text, expected) in [
             ("64MiB", Some(64 << 20)),
             ("512KiB", Some(512 << 10)),

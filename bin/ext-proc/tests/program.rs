@@ -1,6 +1,6 @@
-//! The program as it is started, without a cluster: what it says, and how it ends.
+//! Tests of the program as a process, without a cluster: its output and how it ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says by a panic what is wrong")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports failures by panicking")]
 
 use std::{
     io::{Read, Write},
@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// The program, until the test ends.
+/// A running program, killed at the end of the test.
 struct RunningProgram {
     child: Child,
     metrics: u16,
@@ -17,7 +17,7 @@ struct RunningProgram {
 
 impl Drop for RunningProgram {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Fails if the process has ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
@@ -27,7 +27,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A command with a home of its own, in which no cluster is known.
+/// Creates a command with its own home directory, which has no kubeconfig.
 fn command(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollora-ext-proc"));
     command.env_clear().env("HOME", home).stderr(Stdio::piped());
@@ -35,7 +35,7 @@ fn command(home: &Path) -> Command {
 }
 
 fn start(home: &Path) -> RunningProgram {
-    // Nobody answers there.
+    // Nothing listens on this port.
     let kubeconfig = home.join("kubeconfig");
     let server = format!("http://127.0.0.1:{}", free_port());
     let text = serde_json::json!({
@@ -57,22 +57,22 @@ fn start(home: &Path) -> RunningProgram {
 }
 
 impl RunningProgram {
-    /// What the metrics port answers; asked until it is there.
+    /// Returns the response of the metrics port; retries until it listens.
     fn get(&mut self, path: &str) -> String {
         let mut connection = loop {
             match TcpStream::connect(("127.0.0.1", self.metrics)) {
                 Ok(connection) => break connection,
-                Err(_) => assert_eq!(self.child.try_wait().unwrap(), None, "it has ended"),
+                Err(_) => assert_eq!(self.child.try_wait().unwrap(), None, "the program has ended"),
             }
             std::thread::yield_now();
         };
         write!(connection, "GET {path} HTTP/1.1\r\nhost: program\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        connection.read_to_string(&mut response).unwrap();
+        response
     }
 
-    /// What it has logged, when it has ended.
+    /// Waits for the end of the program. Returns its exit code and log.
     fn wait(mut self) -> (Option<i32>, String) {
         let status = self.child.wait().unwrap();
         let mut log = String::new();
@@ -82,7 +82,7 @@ impl RunningProgram {
 }
 
 #[test]
-fn without_an_api_server_it_lives_is_not_ready_and_ends_when_asked() {
+fn runs_unready_without_api_server_and_ends_on_sigterm() {
     let home = tempfile::tempdir().unwrap();
     let mut program = start(home.path());
     assert!(program.get("/livez").starts_with("HTTP/1.1 200"));
@@ -96,7 +96,7 @@ fn without_an_api_server_it_lives_is_not_ready_and_ends_when_asked() {
 }
 
 #[test]
-fn without_any_cluster_it_says_what_to_set() {
+fn missing_cluster_is_reported_with_a_remedy() {
     let home = tempfile::tempdir().unwrap();
     let mut command = command(home.path());
     command.args(["--pool", "pool", "--namespace", "models", "--address", "127.0.0.1"]);
@@ -110,9 +110,9 @@ fn without_any_cluster_it_says_what_to_set() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_refused() {
+fn invalid_command_lines_are_refused() {
     let home = tempfile::tempdir().unwrap();
-    for (arguments, words) in [
+    for (arguments, expected) in [
         (vec!["--namespace", "models"], "--pool"),
         (vec!["--pool", "pool"], "--namespace"),
         (vec!["--pool", "pool", "--namespace", "models", "--max-body", "64MB"], "write one like 64MiB"),
@@ -123,8 +123,8 @@ fn a_command_line_that_makes_no_sense_is_refused() {
         (vec!["--pool", "pool", "--namespace", "models", "--drain-delay", "2"], "is not a duration"),
     ] {
         let output = command(home.path()).args(&arguments).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(words), "{arguments:?}: {said}");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(expected), "{arguments:?}: {error}");
     }
 }

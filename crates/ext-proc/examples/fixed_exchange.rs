@@ -1,4 +1,4 @@
-//! Goes so often through one exchange, for counting the instructions that it takes: `fixed_exchange PROMPT_BYTES COUNT`.
+//! Runs one constant exchange `COUNT` times, for counting its instructions: `fixed_exchange PROMPT_BYTES COUNT`.
 
 use anyhow::{Context as _, Result};
 use rollora_ext_proc::fixed_exchange::FixedExchange;

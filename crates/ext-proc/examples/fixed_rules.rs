@@ -1,4 +1,4 @@
-//! The server over rules that never change, without a cluster: to try a filter's configuration, and to measure.
+//! Runs the server with constant rules and without a cluster, to try a filter's configuration and for benchmarks.
 //!
 //! `fixed_rules REWRITES.json GRPC_PORT METRICS_PORT`, with a JSON array of InferenceModelRewrites of one pool.
 
@@ -17,11 +17,12 @@ async fn main() -> Result<()> {
         bail!("usage: fixed_rules REWRITES.json GRPC_PORT METRICS_PORT");
     };
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
-    let rewrites: Vec<InferenceModelRewrite> = serde_json::from_str(&text).context("not a JSON array of rewrites")?;
-    let pool = rewrites.first().context("no rewrite in it")?.spec.pool_ref.clone();
-    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
-    in_force.reset(&rewrites);
-    let server = ExtProcServer::new(in_force, ServerSettings::default());
+    let rewrites: Vec<InferenceModelRewrite> =
+        serde_json::from_str(&text).context("the file is not a JSON array of rewrites")?;
+    let pool = rewrites.first().context("the file contains no rewrite")?.spec.pool_ref.clone();
+    let active_rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
+    active_rules.reset(&rewrites);
+    let server = ExtProcServer::new(active_rules, ServerSettings::default());
     server.readiness().set_serving();
     let listen = |port: u16| TcpListener::bind(("127.0.0.1", port));
     let listeners = Listeners {
@@ -30,14 +31,14 @@ async fn main() -> Result<()> {
         metrics: listen(metrics_port.parse()?).await?,
     };
     let stop = CancellationToken::new();
-    let asked = async {
-        // Without signals it ends when it is killed, which is no harm.
+    let stop_on_signal = async {
+        // If signals cannot be handled, the process must be killed, which is harmless.
         tokio::signal::ctrl_c().await.ok();
         stop.cancel();
         std::future::pending().await
     };
     tokio::select! {
         ended = server.serve(listeners, stop.clone()) => Ok(ended?),
-        never = asked => never,
+        never = stop_on_signal => never,
     }
 }

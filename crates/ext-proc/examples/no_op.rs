@@ -1,4 +1,4 @@
-//! The server that does nothing, which `cargo xtask bench ext-proc` measures ours against: `no_op GRPC_PORT`.
+//! Runs the server that forwards everything, as the baseline of `cargo xtask bench ext-proc`: `no_op GRPC_PORT`.
 
 use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;

@@ -1,4 +1,5 @@
-//! What anybody may read on the metrics port: `/rules`, `/metrics`, `/readyz`, `/livez`. Nothing can be changed there.
+//! HTTP endpoints of the metrics port: `/rules`, `/metrics`, `/readyz` and `/livez`. They are read-only and need no
+//! authentication.
 
 use crate::{clock, readiness::ServerReadiness};
 use axum::{
@@ -15,10 +16,10 @@ use std::{io, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// The content type of Prometheus' text.
+/// Content type of the OpenMetrics text format.
 const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is told.
+/// State served by the HTTP endpoints.
 #[derive(Debug, Clone)]
 pub(crate) struct AdminState {
     pub(crate) active_rules: Arc<ActiveRules>,
@@ -26,30 +27,30 @@ pub(crate) struct AdminState {
     pub(crate) registry: Arc<Registry>,
 }
 
-/// Answers until it is stopped.
-pub(crate) async fn serve(listener: TcpListener, telemetry: AdminState, stop: CancellationToken) -> io::Result<()> {
+/// Serves the endpoints until `stop` is canceled.
+pub(crate) async fn serve(listener: TcpListener, state: AdminState, stop: CancellationToken) -> io::Result<()> {
     let routes = Router::new()
         .route("/rules", get(rules))
         .route("/metrics", get(metrics))
         .route("/readyz", get(readyz))
         .route("/livez", get(async || "ok\n"))
-        .with_state(telemetry);
+        .with_state(state);
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn rules(State(telemetry): State<AdminState>) -> Json<RulesReport> {
-    Json(telemetry.active_rules.report(clock::now()))
+async fn rules(State(state): State<AdminState>) -> Json<RulesReport> {
+    Json(state.active_rules.report(clock::now()))
 }
 
-async fn metrics(State(telemetry): State<AdminState>) -> Response {
+async fn metrics(State(state): State<AdminState>) -> Response {
     let mut text = String::new();
-    match encode(&mut text, &telemetry.registry) {
+    match encode(&mut text, &state.registry) {
         Ok(()) => ([(CONTENT_TYPE, OPENMETRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-async fn readyz(State(telemetry): State<AdminState>) -> (StatusCode, String) {
-    let (ready, words) = telemetry.readiness.check();
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, words + "\n")
+async fn readyz(State(state): State<AdminState>) -> (StatusCode, String) {
+    let (ready, message) = state.readiness.check();
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, message + "\n")
 }

@@ -1,6 +1,7 @@
-//! The server's certificate, as two files that somebody renews while it runs.
+//! TLS certificate of the server, reloaded from its two files when they change.
 //!
-//! Invariant: a certificate that cannot be used replaces none: the old one stays, and log and metric say so.
+//! Invariant: a certificate that cannot be used never replaces a valid one. The previous one stays active; the log and
+//! the metric `up` report the failure.
 
 #[cfg(test)]
 mod tests;
@@ -26,47 +27,47 @@ use std::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// How often the files are looked at. A renewed certificate is there long before the old one ends.
+/// Interval between two reads of the files. Certificates are renewed long before they expire, so this is often enough.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where the certificate stands, both as PEM.
+/// Paths of the certificate and its private key, both PEM files.
 #[derive(Debug, Clone)]
 pub struct CertificateFiles {
-    /// The certificate, and those that vouch for it behind it.
+    /// Certificate chain, with the server's certificate first.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the server's certificate.
     pub key: PathBuf,
 }
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// A file cannot be read.
+    /// A file cannot be read, or does not exist.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         source: io::Error,
     },
-    /// A file is not PEM, or nothing of use stands in it.
-    #[error("{} is no PEM with a certificate or a key in it", path.display())]
+    /// A file is not PEM, or contains no certificate or key.
+    #[error("{} is not a PEM file with a certificate or private key", path.display())]
     Pem {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the PEM parser.
         source: rustls::pki_types::pem::Error,
     },
-    /// They do not belong together, or the key is of a kind that is not known.
-    #[error("the certificate and its key cannot be used")]
+    /// Certificate and key do not match, or the type of the key is not supported.
+    #[error("the certificate and its private key cannot be used")]
     Unusable(#[from] rustls::Error),
 }
 
-/// The certificate in use.
+/// The active certificate, and what is needed to reload it.
 #[derive(Debug)]
 pub(crate) struct CertificateReloader {
     files: CertificateFiles,
-    /// What stood in the files when they were looked at last.
+    /// Contents of both files at the last read; empty after a failed read.
     last_contents: [Vec<u8>; 2],
     resolver: Arc<CertificateResolver>,
     up: Gauge,
@@ -83,20 +84,25 @@ impl ResolvesServerCert for CertificateResolver {
 }
 
 impl CertificateReloader {
-    /// Reads it for the first time.
+    /// Loads the certificate for the first time and registers its metrics.
     pub(crate) fn load(files: CertificateFiles, registry: &mut Registry) -> Result<Self, CertificateError> {
-        let seen = read_files(&files)?;
-        let in_use = Arc::new(CertificateResolver(ArcSwap::from_pointee(parse_certified_key(&files, &seen)?)));
+        let contents = read_files(&files)?;
+        let key = parse_certified_key(&files, &contents)?;
+        let resolver = Arc::new(CertificateResolver(ArcSwap::from_pointee(key)));
         let (up, loads) = (Gauge::default(), Counter::default());
         let registry = registry.sub_registry_with_prefix("rollora_ext_proc_certificate");
-        registry.register("up", "1 while the certificate's files can be used, 0 while an old one is kept", up.clone());
-        registry.register("loads", "How often a certificate was taken into use", loads.clone());
+        registry.register(
+            "up",
+            "1 if the certificate files are valid, 0 while the previous certificate stays in use",
+            up.clone(),
+        );
+        registry.register("loads", "Certificates loaded, including the first one", loads.clone());
         up.set(1);
         loads.inc();
-        Ok(Self { files, last_contents: seen, resolver: in_use, up, loads })
+        Ok(Self { files, last_contents: contents, resolver, up, loads })
     }
 
-    /// What connections are accepted with, now and after every renewal.
+    /// Returns an acceptor that always uses the active certificate.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, CertificateError> {
         let versions = ServerConfig::builder_with_provider(crypto_provider()).with_safe_default_protocol_versions()?;
         let mut config = versions.with_no_client_auth().with_cert_resolver(Arc::clone(&self.resolver) as _);
@@ -104,7 +110,7 @@ impl CertificateReloader {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Follows the files for ever.
+    /// Polls the files until the task is dropped.
     pub(crate) async fn run(mut self) -> Infallible {
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -113,11 +119,11 @@ impl CertificateReloader {
     }
 
     fn reload_if_changed(&mut self) {
-        let problem = match read_files(&self.files) {
-            Ok(texts) if texts == self.last_contents => return,
-            Ok(texts) => {
-                let certified = parse_certified_key(&self.files, &texts);
-                self.last_contents = texts;
+        let error = match read_files(&self.files) {
+            Ok(contents) if contents == self.last_contents => return,
+            Ok(contents) => {
+                let certified = parse_certified_key(&self.files, &contents);
+                self.last_contents = contents;
                 match certified {
                     Ok(certified) => {
                         self.resolver.0.store(Arc::new(certified));
@@ -126,41 +132,41 @@ impl CertificateReloader {
                         tracing::info!(certificate = %self.files.certificate.display(), "certificate renewed");
                         return;
                     }
-                    Err(problem) => problem,
+                    Err(error) => error,
                 }
             }
-            // Said once for each outage.
+            // Log each outage once.
             Err(_) if self.last_contents.iter().all(Vec::is_empty) => return,
-            Err(problem) => {
+            Err(error) => {
                 self.last_contents = Default::default();
-                problem
+                error
             }
         };
         self.up.set(0);
-        let cause = std::error::Error::source(&problem).map(|cause| format!(": {cause}")).unwrap_or_default();
-        tracing::error!("the new certificate cannot be used, the old one stays: {problem}{cause}");
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        tracing::error!("the new certificate cannot be used, the previous one stays active: {error}{cause}");
     }
 }
 
 fn read_files(files: &CertificateFiles) -> Result<[Vec<u8>; 2], CertificateError> {
-    let text = |path: &Path| fs::read(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source });
-    Ok([text(&files.certificate)?, text(&files.key)?])
+    let read = |path: &Path| fs::read(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source });
+    Ok([read(&files.certificate)?, read(&files.key)?])
 }
 
 fn parse_certified_key(
     files: &CertificateFiles,
     [certificate, key]: &[Vec<u8>; 2],
 ) -> Result<CertifiedKey, CertificateError> {
-    let pem = |path: &Path| {
+    let pem_error = |path: &Path| {
         let path = path.to_owned();
         move |source| CertificateError::Pem { path, source }
     };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-    let chain = chain.map_err(pem(&files.certificate))?;
+    let chain = chain.map_err(pem_error(&files.certificate))?;
     if chain.is_empty() {
-        return Err(pem(&files.certificate)(rustls::pki_types::pem::Error::NoItemsFound));
+        return Err(pem_error(&files.certificate)(rustls::pki_types::pem::Error::NoItemsFound));
     }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(pem(&files.key))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(pem_error(&files.key))?;
     Ok(CertifiedKey::from_der(chain, key, &crypto_provider())?)
 }
 

@@ -1,7 +1,6 @@
-//! The one place of this crate that reads the clock; everything else is told the time.
+//! The only place of this crate that reads the clock; all other code takes the time as an argument.
 
-/// Now.
-#[expect(clippy::disallowed_methods, reason = "the shell's one clock function")]
+#[expect(clippy::disallowed_methods, reason = "the only clock access of this crate")]
 pub(crate) fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }

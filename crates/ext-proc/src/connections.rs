@@ -1,4 +1,4 @@
-//! Accepts the connections of Envoys and serves them over HTTP/2, with TLS or without.
+//! Accepts connections and serves them over HTTP/2, with or without TLS.
 
 use crate::grpc::Slices;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -19,67 +19,69 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// Clients that give up together must not end the connection of everybody else: with h2's default more than 20 do.
+/// Many clients that cancel at the same time must not close the connection for all others; h2's default closes it after
+/// 20 resets.
 const MAX_RESET_STREAMS: usize = 10_000;
-/// Requests at the same time on one connection. An Envoy has one for each of its threads.
+/// Concurrent streams per connection. Envoy opens one connection per worker thread.
 const MAX_CONCURRENT_STREAMS: u32 = 10_000;
-/// What one stream may send ahead: Envoy's advice for a piece of a body.
+/// Flow-control window of a stream, as Envoy recommends for body chunks.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// What all streams of a connection may send ahead: so many that some whose servers read slowly do not stop the others.
+/// Flow-control window of a connection: large enough that streams with slow servers do not block the others.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
-/// Envoy passes on headers of 60 KiB.
+/// Twice the 60 KiB of headers that Envoy forwards.
 const MAX_HEADER_LIST_SIZE: u32 = 128 * 1024;
-/// How often an Envoy is asked whether it is there, and how long it may take to answer: one that has vanished without a
-/// word is noticed.
+/// Interval of HTTP/2 pings, and the time allowed for the acknowledgment. They detect peers that vanish without
+/// closing the connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a client may take to begin, with TLS and with HTTP/2.
+/// Time allowed for each of the TLS and HTTP/2 handshakes.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that were accepted and wait for their thread.
+/// Accepted connections that may wait for their worker.
 const ACCEPT_QUEUE: usize = 64;
-/// How long to wait when the system gives no more connections.
+/// Delay after `accept` failed for lack of system resources.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// What answers calls.
+/// Handler of the calls of a connection.
 pub(crate) trait Handler: Clone + Send + 'static {
-    /// Answers one.
-    fn handle(self, request: Request<RecvStream>, answer: SendResponse<Slices>) -> impl Future<Output = ()> + Send;
+    /// Handles one call, from its request to its trailers.
+    fn handle(self, request: Request<RecvStream>, respond: SendResponse<Slices>) -> impl Future<Output = ()> + Send;
 
-    /// What connections are accepted with; none where they are not encrypted.
+    /// Returns the TLS acceptor for new connections; `None` for connections without TLS.
     fn tls_acceptor(&self) -> Option<TlsAcceptor> {
         None
     }
 }
 
-/// As many threads as there are processors for this process.
+/// Returns the number of CPUs available to this process.
 pub(crate) fn worker_threads() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Serves until `stop`; then takes nothing new, and lets what has begun end within `grace`. Returns how many
-/// connections were cut.
+/// Serves until `stop`, then accepts nothing new and lets open calls end within `grace`. Returns how many connections
+/// were aborted.
 ///
-/// The connections are served by `threads` threads, each with a runtime of its own: what belongs to a connection stays on
-/// one of them. Where threads share the work, a third of the time of a small request is spent on handing it over.
+/// Connections are served by `threads` workers, each with its own single-threaded runtime: all work of a connection
+/// stays on one thread. With a shared runtime, a third of the time of a small request is spent on handing work over
+/// between threads.
 pub(crate) async fn serve<A>(
     listener: TcpListener,
     threads: NonZeroUsize,
-    answer: A,
+    handler: A,
     stop: CancellationToken,
     grace: Duration,
 ) -> usize
 where
     A: Handler,
 {
-    let cut = CancellationToken::new();
-    // Also when this is not waited for to its end.
-    let _cut_when_dropped = cut.clone().drop_guard();
+    let abort = CancellationToken::new();
+    // Also abort if this future is dropped early.
+    let _abort_on_drop = abort.clone().drop_guard();
     let mut workers = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..threads.get() {
         let (queue, accepted) = mpsc::channel(ACCEPT_QUEUE);
         queues.push(queue);
-        let worker = ConnectionWorker { accepted, handler: answer.clone(), stop: stop.clone(), abort: cut.clone() };
+        let worker = ConnectionWorker { accepted, handler: handler.clone(), stop: stop.clone(), abort: abort.clone() };
         workers.spawn_blocking(move || worker.run());
     }
     let mut next = queues.iter().cycle();
@@ -87,9 +89,9 @@ where
         tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
-                // Waits for a thread that is late, so that the system keeps whoever comes meanwhile.
+                // If the worker's queue is full, waits: further connections stay in the system's backlog.
                 Ok(stream) => if let Some(queue) = next.next() {
-                    // A worker ends only after this.
+                    // Sending cannot fail: workers outlive this loop.
                     drop(queue.send(stream).await);
                 },
                 Err(error) => back_off(&error).await,
@@ -98,22 +100,22 @@ where
     }
     drop(listener);
     drop(queues);
-    let mut were_cut = 0;
-    let mut too_late = pin!(sleep(grace));
+    let mut aborted = 0;
+    let mut deadline = pin!(sleep(grace));
     loop {
         tokio::select! {
-            // First, so that without any grace nothing is cut that has ended.
+            // Joins first, so that without a grace period no connection that has ended is aborted.
             biased;
             ended = workers.join_next() => match ended {
-                Some(ended) => were_cut += ended.unwrap_or_default(),
-                None => return were_cut,
+                Some(ended) => aborted += ended.unwrap_or_default(),
+                None => return aborted,
             },
-            () = &mut too_late, if !cut.is_cancelled() => cut.cancel(),
+            () = &mut deadline, if !abort.is_cancelled() => abort.cancel(),
         }
     }
 }
 
-/// One thread, and what it serves.
+/// One thread and the connections that it serves.
 struct ConnectionWorker<A> {
     accepted: mpsc::Receiver<std::net::TcpStream>,
     handler: A,
@@ -122,12 +124,12 @@ struct ConnectionWorker<A> {
 }
 
 impl<A: Handler> ConnectionWorker<A> {
-    /// Serves until nothing more is accepted and everything has ended, or is cut: how many connections then.
+    /// Serves until the queue is closed and all connections have ended or are aborted. Returns how many were aborted.
     fn run(self) -> usize {
         match runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(self.serve()),
             Err(error) => {
-                tracing::error!(%error, "a thread cannot serve");
+                tracing::error!(%error, "cannot start the runtime of a connection worker");
                 0
             }
         }
@@ -138,7 +140,10 @@ impl<A: Handler> ConnectionWorker<A> {
         loop {
             tokio::select! {
                 accepted = self.accepted.recv() => match accepted {
-                    Some(stream) => drop(connections.spawn(accept_connection(stream, self.handler.clone(), self.stop.clone()))),
+                    Some(stream) => {
+                        let connection = accept_connection(stream, self.handler.clone(), self.stop.clone());
+                        connections.spawn(connection);
+                    }
                     None => break,
                 },
                 Some(_ended) = connections.join_next() => {}
@@ -153,27 +158,27 @@ impl<A: Handler> ConnectionWorker<A> {
     }
 }
 
-/// Errors of one connection are that client's; others mean that the system has no more to give for now.
+/// Waits after errors that mean that the system has no resources; errors of a single connection need no delay.
 async fn back_off(error: &io::Error) {
-    let of_client = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
-    if !of_client.contains(&error.kind()) {
-        tracing::warn!(%error, "no connection can be accepted");
+    let client_errors = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    if !client_errors.contains(&error.kind()) {
+        tracing::warn!(%error, "cannot accept connections");
         sleep(ACCEPT_BACKOFF).await;
     }
 }
 
-async fn accept_connection<A: Handler>(stream: std::net::TcpStream, answer: A, stop: CancellationToken) {
-    // Where it fails, whoever it was is gone already.
+async fn accept_connection<A: Handler>(stream: std::net::TcpStream, handler: A, stop: CancellationToken) {
+    // Fails only if the client has disconnected already.
     let Ok(stream) = stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream)) else { return };
-    let Some(acceptor) = answer.tls_acceptor() else { return serve_connection(stream, answer, stop).await };
+    let Some(acceptor) = handler.tls_acceptor() else { return serve_connection(stream, handler, stop).await };
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve_connection(stream, answer, stop).await,
-        Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
-        Err(_) => tracing::debug!("no TLS within {HANDSHAKE_TIMEOUT:?}"),
+        Ok(Ok(stream)) => serve_connection(stream, handler, stop).await,
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => tracing::debug!("TLS handshake did not finish within {HANDSHAKE_TIMEOUT:?}"),
     }
 }
 
-async fn serve_connection<A, I>(stream: I, answer: A, stop: CancellationToken)
+async fn serve_connection<A, I>(stream: I, handler: A, stop: CancellationToken)
 where
     A: Handler,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -188,35 +193,35 @@ where
         .max_header_list_size(MAX_HEADER_LIST_SIZE);
     let mut connection = match timeout(HANDSHAKE_TIMEOUT, http2.handshake(stream)).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%error, "no HTTP/2"),
-        Err(_) => return tracing::debug!("no HTTP/2 within {HANDSHAKE_TIMEOUT:?}"),
+        Ok(Err(error)) => return tracing::debug!(%error, "HTTP/2 handshake failed"),
+        Err(_) => return tracing::debug!("HTTP/2 handshake did not finish within {HANDSHAKE_TIMEOUT:?}"),
     };
-    // All of a connection's calls are polled here, so that what several of them say is written together.
+    // All calls of a connection are polled here, so that replies of several calls are written together.
     let mut calls = FuturesUnordered::new();
-    let mut vanished = pin!(keepalive_failed(connection.ping_pong()));
-    let mut stopped = pin!(stop.cancelled());
-    let mut ends = false;
+    let mut keepalive = pin!(keepalive_failed(connection.ping_pong()));
+    let mut stop_requested = pin!(stop.cancelled());
+    let mut draining = false;
     loop {
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => calls.push(answer.clone().handle(request, respond)),
-                Some(Err(error)) => return tracing::debug!(%error, "connection broken"),
+                Some(Ok((request, respond))) => calls.push(handler.clone().handle(request, respond)),
+                Some(Err(error)) => return tracing::debug!(%error, "connection failed"),
                 None => return,
             },
             Some(()) = calls.next() => {}
-            () = &mut stopped, if !ends => {
-                ends = true;
+            () = &mut stop_requested, if !draining => {
+                draining = true;
                 connection.graceful_shutdown();
             }
-            () = &mut vanished => return tracing::debug!("no answer to a ping within {KEEPALIVE_TIMEOUT:?}"),
+            () = &mut keepalive => return tracing::debug!("no acknowledgment of a ping within {KEEPALIVE_TIMEOUT:?}"),
         }
     }
 }
 
-/// Ends when whoever is at the other end does not answer any more.
+/// Completes when the peer does not acknowledge a ping in time.
 async fn keepalive_failed(pings: Option<PingPong>) {
-    // There is one, as nobody has asked for it before.
+    // Always present, because nothing has taken the handle before.
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
         sleep(KEEPALIVE_INTERVAL).await;

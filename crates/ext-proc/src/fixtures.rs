@@ -1,11 +1,8 @@
-//! Rules and messages for tests.
+//! Rules and messages for unit tests.
 
 use crate::{
     processor::{BufferBudget, ObservedMetrics, ProcessorShared, RewriteOptions},
-    proto::{
-        BodySendMode, HeaderMap, HeaderValue, HttpBody, HttpHeaders, HttpTrailers, ProcessingEvent, ProcessingRequest,
-        ProtocolConfiguration,
-    },
+    proto,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -15,12 +12,12 @@ use rollora_router::{active_rules::ActiveRules, guard::PathGuard};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
-/// A second of an hour long ago.
+/// Returns a fixed time plus `second` seconds.
 pub(crate) fn timestamp(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
 
-/// A rewrite of the pool that sends `model` to these targets.
+/// A rewrite of the pool that routes `model` to these targets.
 pub(crate) fn rewrite(group: RewriteGroup, name: &str, model: &str, targets: &[(&str, u32)]) -> InferenceModelRewrite {
     let targets: Vec<_> =
         targets.iter().map(|(name, weight)| json!({ "modelRewrite": name, "weight": weight })).collect();
@@ -36,30 +33,28 @@ pub(crate) fn rewrite(group: RewriteGroup, name: &str, model: &str, targets: &[(
     serde_json::from_value(rewrite).unwrap()
 }
 
-/// Rules of the pool that send `alias` to `alias-v2`.
+/// Rules of the pool that route `alias` to `alias-v2`.
 pub(crate) fn active_rules() -> Arc<ActiveRules> {
-    let in_force = empty_rules();
-    in_force.reset(&[rewrite(RewriteGroup::Current, "r", "alias", &[("alias-v2", 1)])]);
-    in_force
+    let active_rules = empty_rules();
+    active_rules.reset(&[rewrite(RewriteGroup::Current, "r", "alias", &[("alias-v2", 1)])]);
+    active_rules
 }
 
-/// No rules.
 pub(crate) fn empty_rules() -> Arc<ActiveRules> {
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
     Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]))
 }
 
-pub(crate) fn shared(in_force: &Arc<ActiveRules>) -> Arc<ProcessorShared> {
-    shared_with(in_force, RewriteOptions::default())
+pub(crate) fn shared(active_rules: &Arc<ActiveRules>) -> Arc<ProcessorShared> {
+    shared_with(active_rules, RewriteOptions::default())
 }
 
-/// Rules that are applied and told so, of which 2,000 bytes of a request may be held.
-pub(crate) fn shared_with(in_force: &Arc<ActiveRules>, how: RewriteOptions) -> Arc<ProcessorShared> {
-    let in_force = Arc::clone(in_force);
+/// State with the given options, and a buffer limit of 2,000 bytes per request.
+pub(crate) fn shared_with(active_rules: &Arc<ActiveRules>, rewrite: RewriteOptions) -> Arc<ProcessorShared> {
     Arc::new(ProcessorShared {
-        active_rules: in_force,
+        active_rules: Arc::clone(active_rules),
         guard: PathGuard::Administration,
-        rewrite: how,
+        rewrite,
         buffer: BufferBudget::new(2_000, 4_000, Duration::from_secs(30)),
         observed: ObservedMetrics::new(&mut Registry::default()),
         max_body: 1000,
@@ -69,54 +64,64 @@ pub(crate) fn shared_with(in_force: &Arc<ActiveRules>, how: RewriteOptions) -> A
     })
 }
 
-/// The lines of the router's metrics that have a value other than 0 and are no buckets.
-pub(crate) fn nonzero_metrics(in_force: &ActiveRules) -> Vec<String> {
+/// Returns the metric lines of the router with a value other than 0, without histograms.
+pub(crate) fn nonzero_metrics(active_rules: &ActiveRules) -> Vec<String> {
     let mut registry = Registry::default();
-    in_force.register(&mut registry);
+    active_rules.register(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).unwrap();
-    let is_news = |line: &&str| {
+    let is_relevant = |line: &&str| {
         !line.starts_with('#') && !line.ends_with(" 0") && !line.contains("_bucket") && !line.contains("_seconds")
     };
-    text.lines().filter(is_news).map(str::to_owned).collect()
+    text.lines().filter(is_relevant).map(str::to_owned).collect()
 }
 
-pub(crate) fn header_map(lines: &[(&str, &str)]) -> HeaderMap {
-    let line = |(name, value): &(&str, &str)| HeaderValue {
+pub(crate) fn header_map(lines: &[(&str, &str)]) -> proto::HeaderMap {
+    let line = |(name, value): &(&str, &str)| proto::HeaderValue {
         key: Bytes::copy_from_slice(name.as_bytes()),
         value: Bytes::new(),
         raw_value: Bytes::copy_from_slice(value.as_bytes()),
     };
-    HeaderMap { headers: lines.iter().map(line).collect() }
+    proto::HeaderMap { headers: lines.iter().map(line).collect() }
 }
 
-pub(crate) fn message(event: ProcessingEvent) -> ProcessingRequest {
-    ProcessingRequest { event: Some(event), ..ProcessingRequest::default() }
+pub(crate) fn message(event: proto::ProcessingEvent) -> proto::ProcessingRequest {
+    proto::ProcessingRequest { event: Some(event), ..proto::ProcessingRequest::default() }
 }
 
-/// The first message of a stream: the headers of a chat request with these besides, and a body behind them.
-pub(crate) fn chat(mode: BodySendMode, headers: &[(&str, &str)]) -> ProcessingRequest {
+/// The first message of a stream: the headers of a chat request with additional `headers`; a body follows.
+pub(crate) fn chat(mode: proto::BodySendMode, headers: &[(&str, &str)]) -> proto::ProcessingRequest {
     let head: Vec<_> =
         [(":method", "POST"), (":path", "/v1/chat/completions")].iter().chain(headers).copied().collect();
     first_message(Some(mode.into()), &head, false)
 }
 
-/// The first message of a stream.
-pub(crate) fn first_message(mode: Option<i32>, headers: &[(&str, &str)], end_of_stream: bool) -> ProcessingRequest {
-    let headers = HttpHeaders { headers: Some(header_map(headers)), end_of_stream };
-    let config = |request_body_mode| ProtocolConfiguration { request_body_mode, response_body_mode: 0 };
-    ProcessingRequest { protocol_config: mode.map(config), ..message(ProcessingEvent::RequestHeaders(headers)) }
+/// The first message of a stream, with the mode of request bodies.
+pub(crate) fn first_message(
+    mode: Option<i32>,
+    headers: &[(&str, &str)],
+    end_of_stream: bool,
+) -> proto::ProcessingRequest {
+    let headers = proto::HttpHeaders { headers: Some(header_map(headers)), end_of_stream };
+    let config = |request_body_mode| proto::ProtocolConfiguration { request_body_mode, response_body_mode: 0 };
+    proto::ProcessingRequest {
+        protocol_config: mode.map(config),
+        ..message(proto::ProcessingEvent::RequestHeaders(headers))
+    }
 }
 
-pub(crate) fn body(bytes: &[u8], end_of_stream: bool) -> ProcessingRequest {
-    message(ProcessingEvent::RequestBody(HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream }))
+pub(crate) fn body(bytes: &[u8], end_of_stream: bool) -> proto::ProcessingRequest {
+    message(proto::ProcessingEvent::RequestBody(proto::HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream }))
 }
 
-pub(crate) fn trailers() -> ProcessingRequest {
-    message(ProcessingEvent::RequestTrailers(HttpTrailers {}))
+pub(crate) fn trailers() -> proto::ProcessingRequest {
+    message(proto::ProcessingEvent::RequestTrailers(proto::HttpTrailers {}))
 }
 
-pub(crate) fn response_headers(status: &str, headers: &[(&str, &str)]) -> ProcessingRequest {
+pub(crate) fn response_headers(status: &str, headers: &[(&str, &str)]) -> proto::ProcessingRequest {
     let headers: Vec<_> = [(":status", status)].iter().chain(headers).copied().collect();
-    message(ProcessingEvent::ResponseHeaders(HttpHeaders { headers: Some(header_map(&headers)), end_of_stream: false }))
+    message(proto::ProcessingEvent::ResponseHeaders(proto::HttpHeaders {
+        headers: Some(header_map(&headers)),
+        end_of_stream: false,
+    }))
 }

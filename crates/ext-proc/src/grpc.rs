@@ -1,11 +1,11 @@
-//! gRPC as a server over HTTP/2, for streams that pass long bodies on.
+//! Minimal gRPC server over HTTP/2 for streams with long bodies.
 //!
-//! Libraries put a message together before anybody sees it. Envoy makes one message of whatever it has of a body, up
-//! to its buffer's limit, so a thousand requests would be here as a whole, all at once. Here a message that says how it
-//! goes on is read as it comes ([`messages`]), what goes on is written without copying it ([`outbox`]), and a stream
-//! takes in no more than it could send ([`call`]).
+//! gRPC libraries buffer each message completely. Envoy sends as one message whatever it has of a body, up to its
+//! buffer limit, so that a thousand requests would be in memory here completely. Therefore a message that can be
+//! processed in parts is decoded as it arrives ([`decoder`]), its bytes are sent without copying ([`send_buffer`]), and
+//! a stream receives no more than it can send ([`call`]).
 //!
-//! The framing is that of "gRPC over HTTP2" (grpc/grpc, doc/PROTOCOL-HTTP2.md). Compression is not spoken.
+//! The framing is that of "gRPC over HTTP2" (grpc/grpc, doc/PROTOCOL-HTTP2.md). Compression is not supported.
 
 mod call;
 mod decoder;
@@ -19,5 +19,5 @@ pub(crate) use decoder::{PartialFrame, StreamableMessage};
 pub(crate) use send_buffer::Slices;
 pub(crate) use status::GrpcStatus;
 
-/// What stands before each message: whether it is compressed, and its length.
+/// Length of the prefix of each message: a compression flag and the message's length.
 const PREFIX_LENGTH: usize = 5;

@@ -1,8 +1,8 @@
-//! Envoy's external processing protocol over the router.
+//! Envoy external processor that applies the routing of `rollora-router` to requests.
 //!
-//! [`processor`] is what happens on one stream, as a function of its messages; around it the protocol's messages, gRPC and
-//! its methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
-//! from anywhere; the program feeds it from a cluster ([`run`]).
+//! [`processor`] handles one stream as a function of its messages. The modules around it contain the protocol's
+//! messages, gRPC with its methods, the connections, and the metrics port. [`ExtProcServer`] combines them over any
+//! rules; the program ([`run`]) feeds it with the rewrites of a cluster.
 
 #![warn(missing_docs)]
 

@@ -1,11 +1,11 @@
-//! A server that passes everything on as it comes, without rules, scan and counting, on the same connections, codec and
-//! streams as [`crate::Server`]: what those cost by themselves. For benches.
+//! A server that forwards everything unchanged, without rules, scan and metrics, on the same connections, codec and
+//! streams as [`crate::ExtProcServer`]. Benchmarks measure the cost of those with it.
 
 use crate::{
     connections::{self, Handler},
     grpc::{CallFlow, CallHandler, GrpcCall, ReplyQueue, Slices},
     processor::push_body_chunks,
-    proto::{Direction, ProcessingEvent, ProcessingRequest, ProcessorReply},
+    proto::{self, Direction, ProcessorReply},
 };
 use h2::{RecvStream, server::SendResponse};
 use http::Request;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Serves until `stop`.
+/// Serves until `stop` is canceled.
 pub async fn serve(listener: TcpListener, stop: CancellationToken) {
     connections::serve(listener, connections::worker_threads(), NoOpService, stop, Duration::ZERO).await;
 }
@@ -22,30 +22,32 @@ pub async fn serve(listener: TcpListener, stop: CancellationToken) {
 struct NoOpService;
 
 impl Handler for NoOpService {
-    async fn handle(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
-        GrpcCall::new(request.into_body(), answer, usize::MAX, self).await;
+    async fn handle(self, request: Request<RecvStream>, respond: SendResponse<Slices>) {
+        GrpcCall::new(request.into_body(), respond, usize::MAX, self).await;
     }
 }
 
 impl CallHandler for NoOpService {
-    type Message = ProcessingRequest;
+    type Message = proto::ProcessingRequest;
 
     fn accepts_chunks(&self, _: Direction) -> bool {
         true
     }
 
-    fn handle_message(&mut self, message: ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
+    fn handle_message(&mut self, message: proto::ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
         match message.event {
-            Some(ProcessingEvent::RequestHeaders(_)) => replies.push_back(ProcessorReply::request_headers(None)),
-            Some(ProcessingEvent::RequestBody(body)) => {
+            Some(proto::ProcessingEvent::RequestHeaders(_)) => replies.push_back(ProcessorReply::request_headers(None)),
+            Some(proto::ProcessingEvent::RequestBody(body)) => {
                 push_body_chunks(Direction::Request, vec![body.body], body.end_of_stream, replies)
             }
-            Some(ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
-            Some(ProcessingEvent::ResponseHeaders(_)) => replies.push_back(ProcessorReply::response_headers(None)),
-            Some(ProcessingEvent::ResponseBody(body)) => {
+            Some(proto::ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
+            Some(proto::ProcessingEvent::ResponseHeaders(_)) => {
+                replies.push_back(ProcessorReply::response_headers(None))
+            }
+            Some(proto::ProcessingEvent::ResponseBody(body)) => {
                 push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
             }
-            Some(ProcessingEvent::ResponseTrailers(_)) => replies.push_back(ProcessorReply::response_trailers()),
+            Some(proto::ProcessingEvent::ResponseTrailers(_)) => replies.push_back(ProcessorReply::response_trailers()),
             None => {}
         }
         CallFlow::Continue

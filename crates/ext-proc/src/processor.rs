@@ -1,24 +1,25 @@
-//! One stream of Envoy, which is one request: messages go in, replies come out.
+//! Processor of one ext_proc stream, which is one request: messages in, replies out.
 //!
-//! | mode of the request's body | headers | body |
+//! | mode of the request body | reply to the headers | body |
 //! |---|---|---|
-//! | `FULL_DUPLEX_STREAMED` | answered at once, or see below | goes on as it comes, in pieces of at most [`LONGEST_PART`] |
-//! | `BUFFERED` | answered at once | as a whole, with its new `content-length` |
-//! | `STREAMED` | answered at once | one reply for each piece, in order |
-//! | `NONE` | answered at once | not seen: the model is what [`MODEL_HEADER`] says, which an earlier filter has set |
-//! | others | refused: they show a part of the body, and pass the rest unseen | |
+//! | `FULL_DUPLEX_STREAMED` | immediate, or see below | forwarded as it arrives, in chunks up to [`MAX_BODY_CHUNK`] |
+//! | `BUFFERED` | immediate | whole, with its new `content-length` |
+//! | `STREAMED` | immediate | one reply for each chunk, in order |
+//! | `NONE` | immediate | not visible: the model is the value of [`MODEL_HEADER`], set by an earlier filter |
+//! | others | refused: they show a part of the body and forward the rest without showing it | |
 //!
-//! Where headers have to tell the model ([`How::tells_headers`]) the one place for them in full duplex is the headers'
-//! reply, which waits for it, and so does the body ([`hold`]). In `BUFFERED` they go into the body's reply. `STREAMED`
-//! has no place for them and is refused.
+//! If headers depend on the model ([`RewriteOptions::sets_model_headers`]), full duplex mode allows them only in the
+//! reply to the headers: that reply waits for the model, and so does the body ([`buffer`]). In `BUFFERED` mode they are
+//! set in the reply to the body. `STREAMED` mode has no place for them and is refused.
 //!
-//! Answers get the client's name where they are shown and that was asked for ([`restoring`]).
+//! The requested model name is restored in response bodies that are visible, if that is enabled
+//! ([`response_restorer`]).
 //!
-//! A filter in observability mode is only listened to ([`observer`]).
+//! A filter in observability mode gets no replies; its messages are only counted ([`observer`]).
 //!
-//! How a stream ends says nothing: a normal end often arrives as a reset, and a client that gives up as a normal end.
-//! What is counted follows from the [`Exchange`] alone. No network: a function of its messages, and of time and
-//! chance as they are told.
+//! How a stream ends carries no information: a normal end often arrives as a reset, and a client that cancels often as
+//! a normal end. Metrics follow from the [`Exchange`] alone. The processor does no I/O: it is a function of its
+//! messages, the time and random numbers.
 
 mod body_mode;
 mod buffer;
@@ -35,10 +36,7 @@ pub use rewrite_options::{RewriteMode, RewriteOptions};
 
 use crate::{
     grpc::ReplyQueue,
-    proto::{
-        BodyChunk, Direction, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingEvent, ProcessingRequest,
-        ProcessorReply,
-    },
+    proto::{self, BodyChunk, Direction, ProcessorReply},
 };
 use body_mode::{BodyMode, BodyModes};
 use buffer::BufferedBody;
@@ -61,54 +59,54 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-/// The longest piece of a body in one reply: Envoy's advice is to stay below 64 KiB.
+/// Maximum length of a body chunk in one reply, in bytes: Envoy recommends less than 64 KiB.
 pub(crate) const MAX_BODY_CHUNK: usize = 62_000;
 
-/// What all streams share.
+/// State that all streams of a server share.
 #[derive(Debug)]
 pub(crate) struct ProcessorShared {
     pub(crate) active_rules: Arc<ActiveRules>,
     pub(crate) guard: PathGuard,
-    /// How a rule is applied and told.
+    /// How the selected target is passed downstream.
     pub(crate) rewrite: RewriteOptions,
-    /// How much is held, and how long.
+    /// Limits of the buffers for request bodies.
     pub(crate) buffer: BufferBudget,
-    /// What filters in observability mode have seen.
+    /// Metrics of filters in observability mode.
     pub(crate) observed: ObservedMetrics,
-    /// The longest body that is taken as a whole.
+    /// Maximum length of a body in `BUFFERED` mode, in bytes.
     pub(crate) max_body: usize,
-    /// A filter that cannot be served was told of in the log.
+    /// Whether an unsupported body mode was logged already.
     pub(crate) mode_warned: AtomicBool,
-    /// How many streams there are.
+    /// Gauge of open streams.
     pub(crate) streams: Gauge,
-    /// Asked when a stream ends; at all other times it is told.
+    /// Clock for the end of a stream; all other events come with their time.
     pub(crate) clock: fn() -> Timestamp,
 }
 
-/// Time and chance, as they are told.
+/// Time and random number for one message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallContext {
     pub(crate) now: Timestamp,
-    /// Any number, all being equally likely.
+    /// Random number, uniform over `u64`.
     pub(crate) random: u64,
 }
 
-/// One stream.
+/// State of one stream.
 #[derive(Debug)]
 pub(crate) struct Processor {
     shared: Arc<ProcessorShared>,
     modes: Option<BodyModes>,
     exchange: Option<Exchange>,
-    /// What the client sent under internal names.
+    /// Internal headers that the client sent.
     internal_headers: InternalHeaders,
-    /// The headers' reply waits, and the body with it.
+    /// The body so far, while the reply to the headers waits for the model.
     buffered: Option<BufferedBody>,
     observer: Option<StreamObserver>,
-    /// The answer gets the client's name.
+    /// Restores the model name in the response body, if enabled.
     restorer: Option<ResponseRestorer>,
-    /// The body goes through the exchange.
+    /// Whether the request body goes through the exchange.
     reads_body: bool,
-    /// The client has been answered here: nothing more is said.
+    /// Whether an immediate response was sent, after which no reply may follow.
     refused: bool,
 }
 
@@ -128,27 +126,27 @@ impl Processor {
         }
     }
 
-    /// Takes in a message, and puts what is to be said into `replies`. False when nothing more will be said.
+    /// Handles a message and appends the replies to `replies`. Returns false if no further reply will follow.
     pub(crate) fn handle_message(
         &mut self,
-        message: ProcessingRequest,
-        moment: CallContext,
+        message: proto::ProcessingRequest,
+        context: CallContext,
         replies: &mut ReplyQueue,
     ) -> bool {
         if message.observability_mode {
-            // Nobody reads replies.
+            // Envoy does not read replies in this mode.
             if let Some(event) = message.event {
-                self.observer.get_or_insert_with(|| StreamObserver::new(moment.now)).observe(
+                self.observer.get_or_insert_with(|| StreamObserver::new(context.now)).observe(
                     &event,
                     &self.shared,
-                    moment.now,
+                    context.now,
                 );
             }
             return true;
         }
         let modes = *self.modes.get_or_insert_with(|| BodyModes::from_config(message.protocol_config.as_ref()));
         if let Some(event) = message.event.filter(|_| !self.refused)
-            && let Err(refusal) = self.handle_event(modes, event, moment, replies)
+            && let Err(refusal) = self.handle_event(modes, event, context, replies)
         {
             self.refuse(refusal, replies);
         }
@@ -158,15 +156,16 @@ impl Processor {
     fn refuse(&mut self, refusal: ProcessorRefusal, replies: &mut ReplyQueue) {
         self.refused = true;
         self.buffered = None;
-        if let ProcessorRefusal::UnsupportedMode(words) = refusal
+        if let ProcessorRefusal::UnsupportedMode(message) = refusal
             && !self.shared.mode_warned.swap(true, Relaxed)
         {
-            tracing::warn!("{words}");
+            tracing::warn!("{message}");
         }
         replies.push_back(refusal.into_reply());
     }
 
-    /// Whether a long piece of a body of this direction may be told as several: where each needs no reply of its own.
+    /// Returns whether a long body message of this direction may be handled in parts, which requires that messages need
+    /// no reply each.
     pub(crate) fn accepts_chunks(&self, direction: Direction) -> bool {
         let mode = self.modes.map(|modes| match direction {
             Direction::Request => modes.request,
@@ -175,24 +174,25 @@ impl Processor {
         mode == Some(BodyMode::FullDuplexStreamed)
     }
 
-    /// Whether a part of the request is held here until more of its body comes.
+    /// Returns whether a part of the request is buffered until more of its body arrives.
     pub(crate) fn is_buffering(&self) -> bool {
         self.buffered.is_some() || (self.reads_body && self.exchange.as_ref().is_some_and(Exchange::has_buffered))
     }
 
-    /// How much room is needed before more of the body may come, in bytes.
+    /// Returns how many bytes of the buffer budget are needed before more of the body may be received. `None` if none
+    /// are needed.
     pub(crate) fn needs_permit(&self) -> Option<usize> {
         self.buffered.as_ref()?.needs_permit(&self.shared.buffer)
     }
 
-    /// There is so much room now.
-    pub(crate) fn set_permit(&mut self, room: Permit) {
-        if let Some(held) = &mut self.buffered {
-            held.set_permit(room);
+    /// Passes the acquired part of the buffer budget.
+    pub(crate) fn set_permit(&mut self, permit: Permit) {
+        if let Some(buffered) = &mut self.buffered {
+            buffered.set_permit(permit);
         }
     }
 
-    /// It was held for too long.
+    /// Refuses the request because nothing arrived while a part of it was buffered.
     pub(crate) fn time_out_buffer(&mut self, replies: &mut ReplyQueue) {
         let refusal = RequestRefusal::BufferTimeout { limit: self.shared.buffer.timeout };
         let refusal = match &mut self.exchange {
@@ -209,21 +209,23 @@ impl Processor {
     fn handle_event(
         &mut self,
         modes: BodyModes,
-        event: ProcessingEvent,
-        moment: CallContext,
+        event: proto::ProcessingEvent,
+        context: CallContext,
         replies: &mut ReplyQueue,
     ) -> Result<(), ProcessorRefusal> {
         match event {
-            ProcessingEvent::RequestHeaders(headers) => self.request_headers(modes.request, &headers, moment, replies),
-            ProcessingEvent::RequestBody(body) => self.request_body(modes.request, &body, moment, replies),
-            ProcessingEvent::RequestTrailers(_) => self.request_trailers(modes.request, replies),
-            ProcessingEvent::ResponseHeaders(headers) => {
-                replies.push_back(self.response_headers(modes.response, &headers, moment));
+            proto::ProcessingEvent::RequestHeaders(headers) => {
+                self.request_headers(modes.request, &headers, context, replies)
+            }
+            proto::ProcessingEvent::RequestBody(body) => self.request_body(modes.request, &body, context, replies),
+            proto::ProcessingEvent::RequestTrailers(_) => self.request_trailers(modes.request, replies),
+            proto::ProcessingEvent::ResponseHeaders(headers) => {
+                replies.push_back(self.response_headers(modes.response, &headers, context));
                 Ok(())
             }
-            ProcessingEvent::ResponseBody(body) => {
+            proto::ProcessingEvent::ResponseBody(body) => {
                 match (modes.response, &mut self.restorer) {
-                    (mode, Some(restoring)) => restoring.handle_body(mode, &body, replies),
+                    (mode, Some(restorer)) => restorer.handle_body(mode, &body, replies),
                     (BodyMode::FullDuplexStreamed, None) => {
                         push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
                     }
@@ -231,9 +233,9 @@ impl Processor {
                 }
                 Ok(())
             }
-            ProcessingEvent::ResponseTrailers(_) => {
-                if let Some(restoring) = &mut self.restorer {
-                    restoring.handle_trailers(modes.response, replies)?;
+            proto::ProcessingEvent::ResponseTrailers(_) => {
+                if let Some(restorer) = &mut self.restorer {
+                    restorer.handle_trailers(modes.response, replies)?;
                 }
                 replies.push_back(ProcessorReply::response_trailers());
                 Ok(())
@@ -244,40 +246,40 @@ impl Processor {
     fn request_headers(
         &mut self,
         mode: BodyMode,
-        message: &HttpHeaders,
-        moment: CallContext,
+        message: &proto::HttpHeaders,
+        context: CallContext,
         replies: &mut ReplyQueue,
     ) -> Result<(), ProcessorRefusal> {
         if mode == BodyMode::Unsupported {
             return Err(ProcessorRefusal::UnsupportedMode(UNSUPPORTED_MODE));
         }
-        let none = HeaderMap::default();
+        let none = proto::HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
-        let target = headers.first(":path").and_then(|path| str::from_utf8(path).ok()).unwrap_or("/");
-        let head = RequestHead { path_and_query: target, headers, has_body: !message.end_of_stream };
-        let (mut exchange, action) = Exchange::begin(&self.shared.active_rules, self.shared.guard, &head, moment.now);
+        let path_and_query = headers.first(":path").and_then(|path| str::from_utf8(path).ok()).unwrap_or("/");
+        let head = RequestHead { path_and_query, headers, has_body: !message.end_of_stream };
+        let (mut exchange, action) = Exchange::begin(&self.shared.active_rules, self.shared.guard, &head, context.now);
         self.internal_headers = InternalHeaders::from_headers(headers);
-        let mut how = self.shared.rewrite.clone();
+        let mut options = self.shared.rewrite.clone();
         match action {
             HeadAction::Refuse(refusal) => return Err(refusal.into()),
             HeadAction::Forward => {}
             HeadAction::ReadBody if mode == BodyMode::None => {
-                // The one way in which a rule can be applied to a body that is not seen.
-                how.mode = RewriteMode::Header;
+                // Without the body, a header is the only way to pass the target.
+                options.mode = RewriteMode::Header;
                 match headers.first(MODEL_HEADER).and_then(|model| str::from_utf8(model.trim_ascii()).ok()) {
-                    Some(model) if !model.is_empty() => exchange.route_by_model(model, moment.random, moment.now)?,
+                    Some(model) if !model.is_empty() => exchange.route_by_model(model, context.random, context.now)?,
                     _ => exchange.skip_body(),
                 }
             }
-            HeadAction::ReadBody if how.sets_model_headers() && mode == BodyMode::Streamed => {
+            HeadAction::ReadBody if options.sets_model_headers() && mode == BodyMode::Streamed => {
                 return Err(ProcessorRefusal::UnsupportedMode(NO_MODEL_HEADERS_MODE));
             }
             HeadAction::ReadBody => {
                 self.reads_body = true;
-                if how.mode == RewriteMode::Header {
+                if options.mode == RewriteMode::Header {
                     exchange.preserve_body();
                 }
-                if how.sets_model_headers() && mode == BodyMode::FullDuplexStreamed {
+                if options.sets_model_headers() && mode == BodyMode::FullDuplexStreamed {
                     self.buffered = Some(BufferedBody::new(headers));
                     self.exchange = Some(exchange);
                     return Ok(());
@@ -287,7 +289,7 @@ impl Processor {
         let change = if self.reads_body {
             self.internal_headers.removal()
         } else {
-            self.internal_headers.mutation(&how, &exchange)
+            self.internal_headers.mutation(&options, &exchange)
         };
         replies.push_back(ProcessorReply::request_headers(change));
         self.exchange = Some(exchange);
@@ -297,24 +299,24 @@ impl Processor {
     fn request_body(
         &mut self,
         mode: BodyMode,
-        message: &HttpBody,
-        moment: CallContext,
+        message: &proto::HttpBody,
+        context: CallContext,
         replies: &mut ReplyQueue,
     ) -> Result<(), ProcessorRefusal> {
         let exchange = self.exchange.as_mut().filter(|_| self.reads_body);
         match (mode, exchange) {
             (BodyMode::FullDuplexStreamed, Some(exchange)) => {
-                let slices = rewrite_chunk(exchange, message, moment)?;
+                let slices = rewrite_chunk(exchange, message, context)?;
                 let Some(slices) =
                     buffer_until_routed(&mut self.buffered, exchange, &self.shared, slices, message.end_of_stream)?
                 else {
                     return Ok(());
                 };
-                if let Some(held) = self.buffered.take() {
+                if let Some(buffered) = self.buffered.take() {
                     replies.push_back(ProcessorReply::request_headers(
                         self.internal_headers.mutation(&self.shared.rewrite, exchange),
                     ));
-                    drop(held);
+                    drop(buffered);
                 }
                 push_body_chunks(Direction::Request, slices, message.end_of_stream, replies);
             }
@@ -325,13 +327,13 @@ impl Processor {
                 replies.push_back(rewrite_whole(
                     exchange,
                     &message.body,
-                    moment,
+                    context,
                     &self.shared,
                     &self.internal_headers,
                 )?);
             }
             (BodyMode::Streamed, Some(exchange)) => {
-                let body = Bytes::from(rewrite_chunk(exchange, message, moment)?.concat());
+                let body = Bytes::from(rewrite_chunk(exchange, message, context)?.concat());
                 replies.push_back(ProcessorReply::request_body((body != message.body).then_some(body), None));
             }
             _ => replies.push_back(ProcessorReply::request_body(None, None)),
@@ -339,21 +341,21 @@ impl Processor {
         Ok(())
     }
 
-    /// The body has ended, and no piece of it has said so.
+    /// Handles trailers, which end a body whose last chunk did not have `end_of_stream`.
     fn request_trailers(&mut self, mode: BodyMode, replies: &mut ReplyQueue) -> Result<(), ProcessorRefusal> {
-        let in_pieces = self.reads_body && matches!(mode, BodyMode::FullDuplexStreamed | BodyMode::Streamed);
-        if let Some(exchange) = self.exchange.as_mut().filter(|_| in_pieces) {
+        let in_chunks = self.reads_body && matches!(mode, BodyMode::FullDuplexStreamed | BodyMode::Streamed);
+        if let Some(exchange) = self.exchange.as_mut().filter(|_| in_chunks) {
             let mut slices = Vec::new();
             exchange.request_end(&mut slices)?;
             if mode == BodyMode::Streamed && !slices.is_empty() {
-                // There is no reply left in which it could go on.
+                // No reply is left that could carry the buffered bytes.
                 return Err(exchange.refuse(RequestRefusal::MalformedBody).into());
             }
-            if let Some(held) = self.buffered.take() {
+            if let Some(buffered) = self.buffered.take() {
                 replies.push_back(ProcessorReply::request_headers(
                     self.internal_headers.mutation(&self.shared.rewrite, exchange),
                 ));
-                slices = held.joined_with(slices);
+                slices = buffered.joined_with(slices);
             }
             push_body_chunks(Direction::Request, slices, false, replies);
         }
@@ -361,23 +363,29 @@ impl Processor {
         Ok(())
     }
 
-    fn response_headers(&mut self, mode: BodyMode, message: &HttpHeaders, moment: CallContext) -> ProcessorReply {
-        // A filter that is not shown the request's headers changes nothing.
+    fn response_headers(
+        &mut self,
+        mode: BodyMode,
+        message: &proto::HttpHeaders,
+        context: CallContext,
+    ) -> ProcessorReply {
+        // Without the request headers there is no exchange, and the response stays unchanged.
         let Some(exchange) = &mut self.exchange else { return ProcessorReply::response_headers(None) };
-        let none = HeaderMap::default();
+        let none = proto::HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
-        let target = exchange.response_head(response_status(headers), moment.now);
+        let target = exchange.response_head(response_status(headers), context.now);
         if self.shared.rewrite.restore_model && !message.end_of_stream {
             self.restorer = ResponseRestorer::new(mode, exchange, headers);
         }
-        // What a server says under names that mean nothing there; ours is overwritten where there is something to say.
+        // Remove internal headers that only a server can have set; the target header is overwritten if there is a
+        // target.
         let is_foreign = |name: &&str| (**name != *TARGET_HEADER || target.is_none()) && headers.first(name).is_some();
         let foreign = REQUEST_ONLY_HEADERS.into_iter().filter(is_foreign);
-        let mut change = HeaderMutation::remove(foreign);
+        let mut change = proto::HeaderMutation::remove(foreign);
         if let Some(target) = &target {
             let value = Bytes::copy_from_slice(target.as_bytes());
             change.set_headers =
-                HeaderMutation::overwrite([(HeaderName::from_static(TARGET_HEADER), value)]).set_headers;
+                proto::HeaderMutation::overwrite([(HeaderName::from_static(TARGET_HEADER), value)]).set_headers;
         }
         ProcessorReply::response_headers(
             (!change.set_headers.is_empty() || !change.remove_headers.is_empty()).then_some(change),
@@ -397,12 +405,12 @@ impl Drop for Processor {
     }
 }
 
-/// Why a client is answered here.
+/// Why the processor responds to the client itself.
 #[derive(Debug)]
 enum ProcessorRefusal {
-    /// The router says so.
+    /// The router refused the request.
     Router(RequestRefusal),
-    /// The filter is set up in a way that nothing can be done in, and what to do about that.
+    /// The body mode of the filter is not supported; contains the message for the user.
     UnsupportedMode(&'static str),
 }
 
@@ -416,81 +424,86 @@ impl ProcessorRefusal {
     fn into_reply(self) -> ProcessorReply {
         match self {
             Self::Router(refusal) => ProcessorReply::immediate(refusal.status(), refusal.body(), refusal.reason()),
-            Self::UnsupportedMode(words) => {
+            Self::UnsupportedMode(message) => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                ProcessorReply::immediate(status, error_body(status, words, None), "UnsupportedMode")
+                ProcessorReply::immediate(status, error_body(status, message, None), "UnsupportedMode")
             }
         }
     }
 }
 
-const UNSUPPORTED_MODE: &str = "Envoy's ext_proc filter shows only a part of the request's body, or parts that cannot be \
-                           read: set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED";
+const UNSUPPORTED_MODE: &str = "the request_body_mode of Envoy's ext_proc filter is not supported, because it shows \
+                                only a part of the body or cannot be read: set request_body_mode to \
+                                FULL_DUPLEX_STREAMED or BUFFERED";
 
-const NO_MODEL_HEADERS_MODE: &str = "Envoy's ext_proc filter has no place for headers that tell the model, which --routing-headers \
-                        and --rewrite header ask for: set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED";
+const NO_MODEL_HEADERS_MODE: &str = "the request_body_mode of Envoy's ext_proc filter does not allow headers that \
+                                     depend on the model, which --routing-headers and --rewrite header need: set \
+                                     request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED";
 
-/// What may go on of a body whose next slices are these: all, where nothing waits; otherwise nothing until the model is
-/// known.
+/// Returns the slices to forward after these slices have arrived: all buffered ones if the target is decided or the
+/// body has ended, `None` while the model is not known.
 fn buffer_until_routed(
-    held: &mut Option<BufferedBody>,
+    buffered: &mut Option<BufferedBody>,
     exchange: &mut Exchange,
-    rules: &ProcessorShared,
+    shared: &ProcessorShared,
     slices: Vec<Bytes>,
     end_of_stream: bool,
 ) -> Result<Option<Vec<Bytes>>, RequestRefusal> {
-    let Some(waiting) = held else { return Ok(Some(slices)) };
+    let Some(body) = buffered else { return Ok(Some(slices)) };
     if end_of_stream || !exchange.awaits_model() {
-        return Ok(Some(waiting.joined_with(slices)));
+        return Ok(Some(body.joined_with(slices)));
     }
-    waiting.push(slices);
-    if waiting.exceeds_limit(&rules.buffer) {
-        return Err(exchange.refuse(RequestRefusal::BufferLimitExceeded { limit: rules.buffer.limit }));
+    body.push(slices);
+    if body.exceeds_limit(&shared.buffer) {
+        return Err(exchange.refuse(RequestRefusal::BufferLimitExceeded { limit: shared.buffer.limit }));
     }
     Ok(None)
 }
 
-/// The next piece of a body: what goes on.
+/// Passes a chunk to the exchange and returns the bytes to forward.
 fn rewrite_chunk(
     exchange: &mut Exchange,
-    message: &HttpBody,
-    moment: CallContext,
+    message: &proto::HttpBody,
+    context: CallContext,
 ) -> Result<Vec<Bytes>, RequestRefusal> {
     let mut slices = Vec::with_capacity(4);
-    exchange.request_chunk(&message.body, moment.random, moment.now, &mut slices)?;
+    exchange.request_chunk(&message.body, context.random, context.now, &mut slices)?;
     if message.end_of_stream {
         exchange.request_end(&mut slices)?;
     }
     Ok(slices)
 }
 
-/// A whole body: the reply, with the new length, without which Envoy answers 500.
+/// Passes a whole body to the exchange and returns the reply. It sets the new `content-length`, without which Envoy
+/// responds with 500.
 fn rewrite_whole(
     exchange: &mut Exchange,
     body: &Bytes,
-    moment: CallContext,
-    rules: &ProcessorShared,
-    sent: &InternalHeaders,
+    context: CallContext,
+    shared: &ProcessorShared,
+    internal_headers: &InternalHeaders,
 ) -> Result<ProcessorReply, RequestRefusal> {
-    let limit = rules.max_body;
+    let limit = shared.max_body;
     if body.len() > limit {
         return Err(exchange.refuse(RequestRefusal::BodyTooLarge { limit }));
     }
-    match exchange.request_body(body, moment.random, moment.now) {
+    match exchange.request_body(body, context.random, context.now) {
         BodyAction::Refuse(refusal) => Err(refusal),
-        BodyAction::Forward => Ok(ProcessorReply::request_body(None, sent.late_mutation(&rules.rewrite, exchange))),
+        BodyAction::Forward => {
+            Ok(ProcessorReply::request_body(None, internal_headers.late_mutation(&shared.rewrite, exchange)))
+        }
         BodyAction::Replace(spliced) => {
             let length = Bytes::from(spliced.len().to_string());
-            let length = HeaderMutation::overwrite([(CONTENT_LENGTH, length)]);
-            let mut change = sent.late_mutation(&rules.rewrite, exchange).unwrap_or_default();
+            let length = proto::HeaderMutation::overwrite([(CONTENT_LENGTH, length)]);
+            let mut change = internal_headers.late_mutation(&shared.rewrite, exchange).unwrap_or_default();
             change.mutation.set_headers.extend(length.set_headers);
             Ok(ProcessorReply::request_body(Some(spliced.into_bytes()), Some(change)))
         }
     }
 }
 
-/// Sends slices of a body on, in pieces that are short enough; nothing where there is nothing to say. What fits joins the
-/// piece that waits before it.
+/// Queues body slices in chunks of at most [`MAX_BODY_CHUNK`]; queues nothing if there are no bytes and no end. Bytes
+/// that fit are appended to the last queued chunk.
 pub(crate) fn push_body_chunks(
     direction: Direction,
     mut slices: Vec<Bytes>,
@@ -501,29 +514,30 @@ pub(crate) fn push_body_chunks(
     if slices.is_empty() && !end_of_stream {
         return;
     }
-    let mut part = match replies.pop_back() {
-        Some(ProcessorReply::BodyChunk(part)) if part.direction == direction && !part.end_of_stream => part,
+    let mut chunk = match replies.pop_back() {
+        Some(ProcessorReply::BodyChunk(chunk)) if chunk.direction == direction && !chunk.end_of_stream => chunk,
         other => {
             replies.extend(other);
             BodyChunk { direction, slices: Vec::with_capacity(slices.len()), end_of_stream: false }
         }
     };
-    let mut room = MAX_BODY_CHUNK.saturating_sub(part.body_length());
+    let mut room = MAX_BODY_CHUNK.saturating_sub(chunk.body_length());
     for mut slice in slices {
         while slice.len() > room {
-            part.slices.extend((room > 0).then(|| slice.split_to(room)));
-            let slices = std::mem::take(&mut part.slices);
+            chunk.slices.extend((room > 0).then(|| slice.split_to(room)));
+            let slices = std::mem::take(&mut chunk.slices);
             replies.push_back(ProcessorReply::BodyChunk(BodyChunk { direction, slices, end_of_stream: false }));
             room = MAX_BODY_CHUNK;
         }
         room -= slice.len();
-        part.slices.push(slice);
+        chunk.slices.push(slice);
     }
-    part.end_of_stream = end_of_stream;
-    replies.push_back(ProcessorReply::BodyChunk(part));
+    chunk.end_of_stream = end_of_stream;
+    replies.push_back(ProcessorReply::BodyChunk(chunk));
 }
 
-/// The response's status. One that Envoy does not tell counts as a success, as Envoy would not have passed it on.
-fn response_status(headers: &HeaderMap) -> StatusCode {
+/// Returns the status of the response. A missing one counts as a success, because Envoy would not have forwarded such a
+/// response.
+fn response_status(headers: &proto::HeaderMap) -> StatusCode {
     headers.first(":status").and_then(|status| StatusCode::from_bytes(status).ok()).unwrap_or(StatusCode::OK)
 }

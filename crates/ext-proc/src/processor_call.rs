@@ -1,10 +1,11 @@
-//! A [`Processor`] as the work of a call: with time, chance and room.
+//! Runs a [`Processor`] as the handler of a gRPC call: provides time, random numbers, the buffer budget and the
+//! timeout.
 
 use crate::{
     clock,
     grpc::{CallFlow, CallHandler, GrpcStatus, ReplyQueue},
     processor::{CallContext, Permit, Processor},
-    proto::{Direction, ProcessingRequest},
+    proto::{self, Direction},
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
@@ -13,7 +14,6 @@ use std::{
 };
 use tokio::time::Sleep;
 
-/// A [`Processor`] with time, chance and room.
 #[derive(Debug)]
 pub(crate) struct ProcessorCall {
     processor: Processor,
@@ -21,30 +21,29 @@ pub(crate) struct ProcessorCall {
     message_permit: MessagePermit,
 }
 
-/// The room of a message that has to be put together.
+/// Budget for a message that must be buffered whole.
 #[derive(Default)]
 enum MessagePermit {
-    /// There is none such.
     #[default]
     None,
     Pending(BoxFuture<'static, Option<Permit>>),
     Granted(Option<Permit>),
-    /// The message has been taken in, but what is said to it has not left.
-    InUse(#[expect(dead_code, reason = "room until it is dropped")] Option<Permit>),
+    /// The message was handled, but its replies were not sent yet.
+    InUse(#[expect(dead_code, reason = "holds the permit until it is dropped")] Option<Permit>),
 }
 
 impl std::fmt::Debug for MessagePermit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::None => "No",
-            Self::Pending(_) => "Waits",
-            Self::Granted(_) => "Has",
-            Self::InUse(_) => "Taken",
+            Self::None => "None",
+            Self::Pending(_) => "Pending",
+            Self::Granted(_) => "Granted",
+            Self::InUse(_) => "InUse",
         })
     }
 }
 
-/// What a request that is held waits with.
+/// Timer and pending permit of a request that is buffered.
 struct BufferWait {
     deadline: Pin<Box<Sleep>>,
     permit: Option<BoxFuture<'static, Option<Permit>>>,
@@ -52,7 +51,7 @@ struct BufferWait {
 
 impl std::fmt::Debug for BufferWait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waits").field("deadline", &self.deadline.deadline()).finish_non_exhaustive()
+        f.debug_struct("BufferWait").field("deadline", &self.deadline.deadline()).finish_non_exhaustive()
     }
 }
 
@@ -63,14 +62,14 @@ impl ProcessorCall {
 }
 
 impl CallHandler for ProcessorCall {
-    type Message = ProcessingRequest;
+    type Message = proto::ProcessingRequest;
 
-    fn handle_message(&mut self, message: ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
-        if let MessagePermit::Granted(room) = std::mem::take(&mut self.message_permit) {
-            self.message_permit = MessagePermit::InUse(room);
+    fn handle_message(&mut self, message: proto::ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
+        if let MessagePermit::Granted(permit) = std::mem::take(&mut self.message_permit) {
+            self.message_permit = MessagePermit::InUse(permit);
         }
-        let moment = CallContext { now: clock::now(), random: rand::random() };
-        if self.processor.handle_message(message, moment, replies) {
+        let context = CallContext { now: clock::now(), random: rand::random() };
+        if self.processor.handle_message(message, context, replies) {
             CallFlow::Continue
         } else {
             CallFlow::End(GrpcStatus::OK)
@@ -89,20 +88,20 @@ impl CallHandler for ProcessorCall {
             self.wait = None;
             return Poll::Ready(CallFlow::Continue);
         }
-        let hold = &self.processor.shared().buffer;
-        let waits = self.wait.get_or_insert_with(|| {
-            Box::new(BufferWait { deadline: Box::pin(tokio::time::sleep(hold.timeout)), permit: None })
+        let budget = &self.processor.shared().buffer;
+        let wait = self.wait.get_or_insert_with(|| {
+            Box::new(BufferWait { deadline: Box::pin(tokio::time::sleep(budget.timeout)), permit: None })
         });
-        if waits.deadline.as_mut().poll(context).is_ready() {
+        if wait.deadline.as_mut().poll(context).is_ready() {
             self.processor.time_out_buffer(replies);
             return Poll::Ready(CallFlow::End(GrpcStatus::OK));
         }
         let Some(bytes) = self.processor.needs_permit() else { return Poll::Ready(CallFlow::Continue) };
-        let room = waits.permit.get_or_insert_with(|| hold.acquire(bytes).boxed());
-        if let Some(room) = ready!(room.as_mut().poll(context)) {
-            self.processor.set_permit(room);
+        let pending = wait.permit.get_or_insert_with(|| budget.acquire(bytes).boxed());
+        if let Some(permit) = ready!(pending.as_mut().poll(context)) {
+            self.processor.set_permit(permit);
         }
-        waits.permit = None;
+        wait.permit = None;
         Poll::Ready(CallFlow::Continue)
     }
 
@@ -110,8 +109,8 @@ impl CallHandler for ProcessorCall {
         loop {
             match &mut self.message_permit {
                 MessagePermit::Granted(_) => return Poll::Ready(()),
-                MessagePermit::Pending(room) => {
-                    self.message_permit = MessagePermit::Granted(ready!(room.as_mut().poll(context)))
+                MessagePermit::Pending(permit) => {
+                    self.message_permit = MessagePermit::Granted(ready!(permit.as_mut().poll(context)))
                 }
                 MessagePermit::None | MessagePermit::InUse(_) => {
                     self.message_permit = MessagePermit::Pending(self.processor.shared().buffer.acquire(bytes).boxed());

@@ -1,4 +1,4 @@
-//! The program: rules from a cluster, listeners by flags, signals.
+//! The program `rollora-ext-proc`: runs the server with the rewrites of a cluster until a signal.
 
 use crate::{
     certificate::CertificateFiles,
@@ -16,28 +16,29 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What the program was told.
+/// Options of the program, parsed from its command line.
 #[derive(Debug, Clone)]
 pub struct ProgramOptions {
-    /// The pool whose rewrites count.
+    /// Name of the InferencePool whose rewrites are applied.
     pub pool: String,
-    /// The namespace of the pool and its rewrites.
+    /// Namespace of the pool and its rewrites.
     pub namespace: String,
-    /// Where to listen.
+    /// Address that all listeners bind to.
     pub address: IpAddr,
-    /// The port of the external processor.
+    /// Port of the external processor.
     pub grpc_port: u16,
-    /// The port of the health service.
+    /// Second port of the gRPC health service, for probes.
     pub health_port: u16,
-    /// The port of `/rules`, `/metrics`, `/readyz` and `/livez`.
+    /// Port of `/rules`, `/metrics`, `/readyz` and `/livez`.
     pub metrics_port: u16,
-    /// The certificate with which it speaks TLS; none where it does not.
+    /// Certificate for TLS on the gRPC port. `None` serves it without TLS.
     pub tls: Option<CertificateFiles>,
-    /// How it serves.
+    /// Settings of the server.
     pub settings: ServerSettings,
 }
 
-/// Serves until a signal asks it to end, and has let everything end that had begun.
+/// Serves until SIGTERM or SIGINT, then drains and returns. Fails if a port cannot be bound, the certificate cannot be
+/// loaded, no cluster is configured, or a second signal arrives while draining.
 pub async fn run(options: ProgramOptions) -> Result<()> {
     let stop = CancellationToken::new();
     let signals = stop_on_signals(stop.clone())?;
@@ -57,18 +58,18 @@ pub async fn run(options: ProgramOptions) -> Result<()> {
     );
     let cluster = Cluster::connect(&ConnectOptions::default(), "rollora-ext-proc").await?;
     let pool = PoolRef { name: options.pool, ..PoolRef::default() };
-    let in_force = Arc::new(ActiveRules::new(pool, &[]));
-    let mut server = ExtProcServer::new(Arc::clone(&in_force), options.settings);
+    let active_rules = Arc::new(ActiveRules::new(pool, &[]));
+    let mut server = ExtProcServer::new(Arc::clone(&active_rules), options.settings);
     if let Some(files) = options.tls {
         server.enable_tls(files)?;
     }
     let readiness = server.readiness().clone();
-    let feed = RuleSource::new(in_force, readiness, server.registry());
+    let rule_source = RuleSource::new(active_rules, readiness, server.registry());
     let rewrites = RewriteWatch::new(&cluster, Scope::Namespace(options.namespace));
     tokio::select! {
-        ended = server.serve(listeners, stop) => ended.context("the metrics port cannot be served"),
-        asked = signals => match asked? {},
-        never = feed.run(rewrites) => match never {},
+        ended = server.serve(listeners, stop) => ended.context("cannot serve the metrics port"),
+        never = signals => match never? {},
+        never = rule_source.run(rewrites) => match never {},
     }
 }
 
@@ -76,7 +77,8 @@ async fn bind(address: IpAddr, port: u16) -> Result<TcpListener> {
     TcpListener::bind((address, port)).await.with_context(|| format!("cannot listen on {address}:{port}"))
 }
 
-/// From now on signals ask to end, which is waited for. The first asks for a drain; a second one means that nobody wants to wait.
+/// Installs handlers for SIGTERM and SIGINT. The first signal cancels `stop`, which starts the drain; the returned
+/// future fails at the second one.
 fn stop_on_signals(stop: CancellationToken) -> io::Result<impl Future<Output = Result<Infallible>>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
@@ -86,7 +88,7 @@ fn stop_on_signals(stop: CancellationToken) -> io::Result<impl Future<Output = R
                 _ = interrupt.recv() => {}
             }
             if stop.is_cancelled() {
-                bail!("asked to end a second time, while streams were still ending");
+                bail!("received a second signal before all streams had ended");
             }
             stop.cancel();
         }

@@ -1,10 +1,10 @@
-//! The part of Envoy's external processing protocol (`envoy.service.ext_proc.v3`) and of gRPC's health protocol
-//! that is spoken here, as on the wire.
+//! Messages of Envoy's external processing protocol (`envoy.service.ext_proc.v3`) and of gRPC's health protocol, as
+//! far as this server uses them, under their original names. Refer to them with the module name: `proto::HeaderValue`.
 //!
-//! What Envoy sends besides (attributes, metadata) is skipped while reading. Text that is only looked at is read as
-//! [`Bytes`], which on the wire is the same, so that nothing is copied out of the buffer it came in. The numbers of
-//! the fields are Envoy's; `protocol/tests.rs` holds them against envoy-types,
-//! and `processor/tests/recorded.rs` against what a real Envoy sent.
+//! Other fields that Envoy sends (attributes, metadata) are skipped while decoding. Strings that are only compared are
+//! decoded as [`Bytes`], which has the same encoding, so that nothing is copied out of the receive buffer. The field
+//! numbers are Envoy's; `proto/tests.rs` compares them with envoy-types, and `processor/tests/recorded.rs` with what a
+//! real Envoy sent.
 
 mod partial;
 mod reply;
@@ -17,73 +17,64 @@ use bytes::Bytes;
 use http::HeaderName;
 use rollora_router::headers::HeaderLookup;
 
-/// The path of the one method of the external processor.
+/// Path of the ext_proc method `Process`.
 pub(crate) const PROCESS_PATH: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
-/// The paths of the health service.
+/// Paths of the methods of the gRPC health service.
 pub(crate) const HEALTH_CHECK_PATH: &str = "/grpc.health.v1.Health/Check";
 pub(crate) const HEALTH_WATCH_PATH: &str = "/grpc.health.v1.Health/Watch";
 
-/// One message of Envoy.
+/// Message from Envoy, one per event.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ProcessingRequest {
-    /// What happened.
     #[prost(oneof = "ProcessingEvent", tags = "2, 3, 4, 5, 6, 7")]
     pub(crate) event: Option<ProcessingEvent>,
-    /// Nobody waits for a reply.
+    /// Whether the filter is in observability mode, in which Envoy reads no replies.
     #[prost(bool, tag = "10")]
     pub(crate) observability_mode: bool,
-    /// In the first message of a stream: how bodies are sent.
+    /// Body modes of the filter; only in the first message of a stream.
     #[prost(message, optional, tag = "11")]
     pub(crate) protocol_config: Option<ProtocolConfiguration>,
 }
 
-/// What happened to a request or its response.
+/// Event of a request or its response: its headers, its body or a chunk of it, or its trailers (Envoy's `request`).
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum ProcessingEvent {
-    /// The request's headers.
     #[prost(message, tag = "2")]
     RequestHeaders(HttpHeaders),
-    /// The response's headers.
     #[prost(message, tag = "3")]
     ResponseHeaders(HttpHeaders),
-    /// The request's body, or a piece of it.
     #[prost(message, tag = "4")]
     RequestBody(HttpBody),
-    /// The response's body, or a piece of it.
     #[prost(message, tag = "5")]
     ResponseBody(HttpBody),
-    /// The request's trailers.
     #[prost(message, tag = "6")]
     RequestTrailers(HttpTrailers),
-    /// The response's trailers.
     #[prost(message, tag = "7")]
     ResponseTrailers(HttpTrailers),
 }
 
-/// How a filter sends bodies.
+/// Body modes of a filter, as values of [`BodySendMode`].
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct ProtocolConfiguration {
-    /// Those of requests.
     #[prost(enumeration = "BodySendMode", tag = "1")]
     pub(crate) request_body_mode: i32,
-    /// Those of responses.
     #[prost(enumeration = "BodySendMode", tag = "2")]
     pub(crate) response_body_mode: i32,
 }
 
-/// How bodies of one direction are sent.
+/// How the bodies of one direction are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub(crate) enum BodySendMode {
-    /// Not at all.
+    /// Bodies are not sent.
     None = 0,
-    /// Piece by piece, one reply for each.
+    /// Chunk by chunk, with one reply for each.
     Streamed = 1,
-    /// As a whole.
+    /// The whole body in one message.
     Buffered = 2,
-    /// The beginning only.
+    /// Only the beginning of the body, up to Envoy's buffer limit.
     BufferedPartial = 3,
-    /// Piece by piece, with replies whenever there are some.
+    /// Chunk by chunk, with replies at any time.
     FullDuplexStreamed = 4,
     /// As the messages of a gRPC stream.
     Grpc = 5,
@@ -92,47 +83,42 @@ pub(crate) enum BodySendMode {
 /// Headers, and whether a body follows them.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HttpHeaders {
-    /// The headers.
     #[prost(message, optional, tag = "1")]
     pub(crate) headers: Option<HeaderMap>,
-    /// No body follows.
+    /// Whether no body follows.
     #[prost(bool, tag = "3")]
     pub(crate) end_of_stream: bool,
 }
 
-/// A piece of a body.
+/// A whole body or a chunk of it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HttpBody {
-    /// The bytes.
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) body: Bytes,
-    /// Neither more of it nor trailers follow.
+    /// Whether neither another chunk nor trailers follow.
     #[prost(bool, tag = "2")]
     pub(crate) end_of_stream: bool,
 }
 
-/// Trailers; what is in them concerns nobody here.
+/// Trailers; their content is not decoded.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct HttpTrailers {}
 
-/// Headers as Envoy keeps them: names in lower case, those of HTTP/2 among them.
+/// Headers as Envoy stores them: names in lower case, including HTTP/2 pseudo-headers.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HeaderMap {
-    /// The lines.
     #[prost(message, repeated, tag = "1")]
     pub(crate) headers: Vec<HeaderValue>,
 }
 
-/// One header. On the wire its name and value are text; they are the same as bytes.
+/// One header. `key` and `value` are strings in Envoy's definition, which have the same encoding as bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HeaderValue {
-    /// The name.
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) key: Bytes,
-    /// The value, where it is text and Envoy was asked to send it so.
+    /// Set instead of `raw_value` if Envoy is configured to send values as text.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) value: Bytes,
-    /// The value.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) raw_value: Bytes,
 }
@@ -145,191 +131,165 @@ impl HeaderValue {
 
 impl HeaderLookup for HeaderMap {
     fn first(&self, name: &str) -> Option<&[u8]> {
-        self.headers.iter().find(|line| line.key == name).map(HeaderValue::value)
+        self.headers.iter().find(|header| header.key == name).map(HeaderValue::value)
     }
 }
 
-/// One message to Envoy.
+/// Message to Envoy, usually one per event.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ProcessingResponse {
-    /// What to do.
     #[prost(oneof = "ProcessingAction", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub(crate) action: Option<ProcessingAction>,
 }
 
-/// What to do with what happened.
+/// Reply to one event, or the response to the client (Envoy's `response`).
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum ProcessingAction {
-    /// With the request's headers.
     #[prost(message, tag = "1")]
     RequestHeaders(HeadersOrBodyResponse),
-    /// With the response's headers.
     #[prost(message, tag = "2")]
     ResponseHeaders(HeadersOrBodyResponse),
-    /// With the request's body.
     #[prost(message, tag = "3")]
     RequestBody(HeadersOrBodyResponse),
-    /// With the response's body.
     #[prost(message, tag = "4")]
     ResponseBody(HeadersOrBodyResponse),
-    /// With the request's trailers.
     #[prost(message, tag = "5")]
     RequestTrailers(TrailersResponse),
-    /// With the response's trailers.
     #[prost(message, tag = "6")]
     ResponseTrailers(TrailersResponse),
-    /// Answer the client.
+    /// Respond to the client instead of forwarding the request.
     #[prost(message, tag = "7")]
     ImmediateResponse(ImmediateResponse),
 }
 
-/// The reply to headers, or to a body.
+/// Reply to headers or to a body; Envoy's `HeadersResponse` and `BodyResponse`, which have equal fields.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HeadersOrBodyResponse {
-    /// What changes.
     #[prost(message, optional, tag = "1")]
     pub(crate) response: Option<CommonResponse>,
 }
 
-/// What changes of headers and body. Without anything in it the message goes on as it is.
+/// Changes of headers and body. Without any the message is forwarded unchanged.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct CommonResponse {
-    /// Of the headers.
     #[prost(message, optional, tag = "2")]
     pub(crate) header_mutation: Option<HeaderMutation>,
-    /// Of the body.
     #[prost(message, optional, tag = "3")]
     pub(crate) body_mutation: Option<BodyMutation>,
-    /// The route is to be chosen anew. Envoy ignores it, and counts that, where no header changes.
+    /// Whether to select the route again. Envoy ignores this, and counts it, if no header changes.
     #[prost(bool, tag = "5")]
     pub(crate) clear_route_cache: bool,
 }
 
-/// The reply to trailers: they stay.
+/// Reply to trailers, which leaves them unchanged.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct TrailersResponse {}
 
-/// What changes of headers.
+/// Headers to set and to remove.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HeaderMutation {
-    /// Headers that are set.
     #[prost(message, repeated, tag = "1")]
     pub(crate) set_headers: Vec<HeaderValueOption>,
-    /// Names of headers that are removed.
     #[prost(string, repeated, tag = "2")]
     pub(crate) remove_headers: Vec<String>,
 }
 
-/// A header that is set.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HeaderValueOption {
-    /// Name and value.
     #[prost(message, optional, tag = "1")]
     pub(crate) header: Option<HeaderValue>,
-    /// What happens to one that is there.
+    /// What happens to an existing header, as a value of [`HeaderAppendAction`].
     #[prost(enumeration = "HeaderAppendAction", tag = "3")]
     pub(crate) append_action: i32,
 }
 
-/// What happens to a header that is there and is set.
+/// What happens to an existing header of the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub(crate) enum HeaderAppendAction {
-    /// It stays, and a second one is added.
+    /// Keep it and add another one.
     AppendIfExistsOrAdd = 0,
-    /// It stays, and nothing is added.
+    /// Keep it and add nothing.
     AddIfAbsent = 1,
-    /// It is overwritten.
+    /// Overwrite the existing header.
     OverwriteIfExistsOrAdd = 2,
 }
 
-/// What changes of a body.
+/// Change of a body.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct BodyMutation {
-    /// How.
     #[prost(oneof = "Mutation", tags = "1, 3")]
     pub(crate) mutation: Option<Mutation>,
 }
 
-/// What a body becomes.
+/// Replacement of a body (Envoy's `mutation`).
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum Mutation {
-    /// This.
     #[prost(bytes = "bytes", tag = "1")]
     Body(Bytes),
-    /// Whatever was sent so, one after the other.
+    /// The next chunk of the body to forward; only in full duplex mode.
     #[prost(message, tag = "3")]
     StreamedResponse(StreamedBodyResponse),
 }
 
-/// A piece of a body that is sent on.
+/// Chunk of a body to forward.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct StreamedBodyResponse {
-    /// The bytes.
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) body: Bytes,
-    /// It was the last.
+    /// Whether this is the last chunk.
     #[prost(bool, tag = "2")]
     pub(crate) end_of_stream: bool,
 }
 
-/// An answer to the client.
+/// Response to the client, generated by Envoy.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ImmediateResponse {
-    /// Its status.
     #[prost(message, optional, tag = "1")]
     pub(crate) status: Option<HttpStatus>,
-    /// Its headers.
     #[prost(message, optional, tag = "2")]
     pub(crate) headers: Option<HeaderMutation>,
-    /// Its body.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) body: Bytes,
-    /// What access logs say of it.
+    /// Reason for Envoy's access log.
     #[prost(string, tag = "5")]
     pub(crate) details: String,
 }
 
-/// A status of HTTP.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct HttpStatus {
-    /// The number.
     #[prost(int32, tag = "1")]
     pub(crate) code: i32,
 }
 
-/// A question about a service's health.
+/// Request of the gRPC health service.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HealthCheckRequest {
-    /// Which service; none means the server.
+    /// Name of the service; empty for the whole server.
     #[prost(string, tag = "1")]
     pub(crate) service: String,
 }
 
-/// A service's health.
+/// Response of the gRPC health service; `status` is a value of [`ServingStatus`].
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct HealthCheckResponse {
-    /// How it is.
     #[prost(enumeration = "ServingStatus", tag = "1")]
     pub(crate) status: i32,
 }
 
-/// How a service is.
+/// Health status of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub(crate) enum ServingStatus {
-    /// Nothing is known.
     Unknown = 0,
-    /// It serves.
     Serving = 1,
-    /// It does not serve.
     NotServing = 2,
-    /// There is none of this name.
+    /// There is no service of this name; only for `Watch`.
     ServiceUnknown = 3,
 }
 
 impl HeaderMutation {
-    /// Sets these, whatever is there under their names.
+    /// Creates a mutation that sets these headers and overwrites existing ones.
     pub(crate) fn overwrite(headers: impl IntoIterator<Item = (HeaderName, Bytes)>) -> Self {
         let set = |(name, value): (HeaderName, Bytes)| HeaderValueOption {
             header: Some(HeaderValue {
@@ -342,7 +302,7 @@ impl HeaderMutation {
         Self { set_headers: headers.into_iter().map(set).collect(), remove_headers: Vec::new() }
     }
 
-    /// Removes these.
+    /// Creates a mutation that removes the headers with these names.
     pub(crate) fn remove<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
         Self { set_headers: Vec::new(), remove_headers: names.into_iter().map(str::to_owned).collect() }
     }

@@ -1,24 +1,24 @@
-//! Whether requests should come here.
+//! Readiness of the server.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
-/// How far the program is.
+/// Stage of the server's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerStage {
-    /// The rules are not known yet.
+    /// Rules were not loaded yet.
     Starting,
-    /// The rules are in force.
+    /// Rules are loaded and requests are served.
     Serving,
-    /// What is here is ended, nothing new should come.
+    /// Shutting down: open requests are served, new ones should go elsewhere.
     Draining,
 }
 
-/// Whether requests should come here; clones speak of the same.
+/// Handle to the readiness of the server; clones share the state.
 #[derive(Debug, Clone)]
 pub struct ServerReadiness {
     stage: watch::Sender<ServerStage>,
-    /// Why the rules are not known yet.
+    /// Why rules cannot be loaded; shown by `/readyz` until they are.
     problem: Arc<Mutex<Option<String>>>,
 }
 
@@ -27,7 +27,7 @@ impl ServerReadiness {
         Self { stage: watch::Sender::new(ServerStage::Starting), problem: Arc::default() }
     }
 
-    /// The rules are in force for the first time.
+    /// Marks the server as serving, after the rules were loaded for the first time. Has no effect while draining.
     pub fn set_serving(&self) {
         self.stage.send_if_modified(|stage| {
             let starts = *stage == ServerStage::Starting;
@@ -38,29 +38,29 @@ impl ServerReadiness {
         });
     }
 
-    /// Why the rules may not be known yet; told to whoever asks why nothing should come.
+    /// Sets or clears the reason why rules cannot be loaded, which `/readyz` shows.
     pub fn set_problem(&self, problem: Option<String>) {
         *self.problem() = problem;
     }
 
     fn problem(&self) -> MutexGuard<'_, Option<String>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether requests should come, and in words why not.
+    /// Returns whether the server is ready, and a message that says why not.
     pub(crate) fn check(&self) -> (bool, String) {
         match self.stage() {
             ServerStage::Serving => (true, "ok".to_owned()),
-            ServerStage::Draining => (false, "it is ending".to_owned()),
+            ServerStage::Draining => (false, "shutting down".to_owned()),
             ServerStage::Starting => {
-                let why = self.problem().as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
-                (false, format!("the rewrites have not been read for the first time{why}"))
+                let reason = self.problem().as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+                (false, format!("the rewrites were not loaded yet{reason}"))
             }
         }
     }
 
-    /// From now on nothing new should come.
+    /// Marks the server as draining; there is no way back.
     pub(crate) fn set_draining(&self) {
         self.stage.send_replace(ServerStage::Draining);
     }
@@ -69,7 +69,7 @@ impl ServerReadiness {
         *self.stage.borrow()
     }
 
-    /// The stages as they change, beginning with the present one.
+    /// Subscribes to changes of the stage; the receiver starts with the current one.
     pub(crate) fn subscribe(&self) -> watch::Receiver<ServerStage> {
         self.stage.subscribe()
     }

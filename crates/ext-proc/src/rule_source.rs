@@ -1,6 +1,6 @@
-//! What the watch of rewrites tells, put into force.
+//! Applies events of the rewrite watch to the active rules.
 //!
-//! Invariant: an outage of the API server takes nothing out of force, and is seen in a metric.
+//! Invariant: an outage of the API server removes no rule; a metric reports it.
 
 use crate::readiness::ServerReadiness;
 use prometheus_client::{
@@ -13,7 +13,7 @@ use rollora_cluster::{REWRITE_GROUPS, RewriteEvent, RewriteWatch, RewriteWatchSt
 use rollora_router::{active_rules::ActiveRules, rules::RewriteKey};
 use std::{convert::Infallible, sync::Arc};
 
-/// Puts into force what the watch tells.
+/// Applies events of the rewrite watch to the active rules.
 #[derive(Debug)]
 pub(crate) struct RuleSource {
     active_rules: Arc<ActiveRules>,
@@ -23,7 +23,7 @@ pub(crate) struct RuleSource {
 
 #[derive(Debug, Default)]
 struct WatchMetrics {
-    /// Whether news arrive.
+    /// 1 while the watch works.
     up: Gauge,
     group_served: Family<GroupLabels, Gauge>,
     events: Family<KindLabels, Counter>,
@@ -43,22 +43,26 @@ impl RuleSource {
     pub(crate) fn new(active_rules: Arc<ActiveRules>, readiness: ServerReadiness, registry: &mut Registry) -> Self {
         let metrics = WatchMetrics::default();
         let registry = registry.sub_registry_with_prefix("rollora_rewrite_watch");
-        registry.register("up", "1 while news of rewrites arrive, 0 while old rules are kept", metrics.up.clone());
-        registry.register("group_served", "1 where the API group is installed and read", metrics.group_served.clone());
-        registry.register("news", "What the watch of rewrites has told", metrics.events.clone());
+        registry.register(
+            "up",
+            "1 while rewrites are watched, 0 while the last rules stay active without updates",
+            metrics.up.clone(),
+        );
+        registry.register("group_served", "1 if the API group is installed and watched", metrics.group_served.clone());
+        registry.register("news", "Events of the rewrite watch, by kind", metrics.events.clone());
         Self { active_rules, readiness, metrics }
     }
 
-    /// Follows the watch for ever.
+    /// Applies events until the task is dropped.
     pub(crate) async fn run(mut self, mut rewrites: RewriteWatch) -> Infallible {
         loop {
-            let news = rewrites.next().await;
-            self.handle_event(news);
+            let event = rewrites.next().await;
+            self.handle_event(event);
         }
     }
 
-    fn handle_event(&mut self, news: RewriteEvent) {
-        let kind = match news {
+    fn handle_event(&mut self, event: RewriteEvent) {
+        let kind = match event {
             RewriteEvent::Reset { group, rewrites } => {
                 self.active_rules.reset_group(group, &rewrites);
                 "Reset"
@@ -89,10 +93,10 @@ impl RuleSource {
         self.metrics.up.set((state.synced && state.problem.is_none()).into());
         self.readiness.set_problem(state.problem.as_ref().map(ToString::to_string));
         if let Some(problem) = &state.problem {
-            tracing::warn!("rewrites cannot be watched, the last rules stay in force: {problem}");
+            tracing::warn!("cannot watch rewrites, the last rules stay active: {problem}");
         } else {
             let groups: Vec<&str> = served.iter().map(|group| group.name()).collect();
-            tracing::info!(complete = state.synced, ?groups, "rewrites are watched");
+            tracing::info!(complete = state.synced, ?groups, "watching rewrites");
         }
         if state.synced {
             self.readiness.set_serving();

@@ -1,4 +1,4 @@
-//! The server, whole: three listeners over one set of rules.
+//! The complete server: three listeners over one set of active rules.
 
 use crate::{
     admin::{self, AdminState},
@@ -17,27 +17,27 @@ use std::{io, num::NonZeroUsize, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// How long answers of the metrics port may take to end when everything else has.
+/// Time for responses of the metrics port to end after all streams have ended.
 const METRICS_GRACE: Duration = Duration::from_millis(500);
 
-/// What can be set.
+/// Settings of the server.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
-    /// Which paths are closed to clients.
+    /// Which request paths are closed to clients.
     pub guard: PathGuard,
-    /// How a rule is applied and told.
+    /// How the selected target is passed downstream.
     pub rewrite: RewriteOptions,
-    /// The most that is held of one request whose headers have to tell its model.
+    /// Maximum number of bytes buffered of one request whose headers depend on its model.
     pub buffer_limit: usize,
-    /// The most that is held of all of them together, and of bodies that come as a whole.
+    /// Maximum number of bytes buffered of all requests together, including whole bodies in `BUFFERED` mode.
     pub buffer_budget: usize,
-    /// How long a part of a request is held until more of it comes.
+    /// Maximum time between two chunks while a part of the request is buffered.
     pub buffer_timeout: Duration,
-    /// The longest body that is taken as a whole, which is what the mode `BUFFERED` asks for.
+    /// Maximum length of a body in `BUFFERED` mode, in bytes.
     pub max_body: usize,
-    /// How long new streams are still served after the end was announced.
+    /// Time after `stop` in which new streams are still accepted.
     pub drain_delay: Duration,
-    /// How long streams that have begun may take to end after that.
+    /// Time after the drain delay in which open streams may end.
     pub drain_timeout: Duration,
 }
 
@@ -56,19 +56,19 @@ impl Default for ServerSettings {
     }
 }
 
-/// Where it listens.
+/// Listeners of the server.
 #[derive(Debug)]
 pub struct Listeners {
-    /// The external processor, and the health service, as gRPC.
+    /// The external processor and the gRPC health service, with TLS if enabled.
     pub grpc: TcpListener,
-    /// The health service again, for probes, without TLS.
+    /// The gRPC health service again, without TLS, for probes.
     pub health: TcpListener,
-    /// `/rules`, `/metrics`, `/readyz`, `/livez`.
+    /// HTTP endpoints `/rules`, `/metrics`, `/readyz` and `/livez`.
     pub metrics: TcpListener,
 }
 
-/// The server. Its rules are those of an [`InForce`] that somebody else changes, who says through [`Self::readiness`]
-/// when they are there for the first time.
+/// The ext_proc server. The owner of the [`ActiveRules`] updates them and reports through [`Self::readiness`] when they
+/// are loaded for the first time.
 #[derive(Debug)]
 pub struct ExtProcServer {
     active_rules: Arc<ActiveRules>,
@@ -80,25 +80,25 @@ pub struct ExtProcServer {
 }
 
 impl ExtProcServer {
-    /// A server that has not begun.
+    /// Creates a server that does not listen yet.
     pub fn new(active_rules: Arc<ActiveRules>, settings: ServerSettings) -> Self {
         let mut registry = Registry::default();
         active_rules.register(&mut registry);
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("rollora_ext_proc_build", "Which program this is", build);
+        registry.register("rollora_ext_proc_build", "Version of rollora-ext-proc", build);
         let streams = Gauge::default();
-        registry.register("rollora_ext_proc_streams", "Streams of Envoys, one for each request", streams.clone());
+        registry.register("rollora_ext_proc_streams", "Open ext_proc streams, one per request", streams.clone());
         Self { active_rules, settings, readiness: ServerReadiness::new(), registry, streams, certificate: None }
     }
 
-    /// From now on it speaks TLS with Envoys, with the certificate in these files, whenever they are renewed. Probes go
-    /// on without.
+    /// Enables TLS on the gRPC listener with the certificate in `files`, which is reloaded when they change. The health
+    /// listener stays without TLS. Fails if the certificate cannot be loaded.
     pub fn enable_tls(&mut self, files: CertificateFiles) -> Result<(), CertificateError> {
         self.certificate = Some(CertificateReloader::load(files, &mut self.registry)?);
         Ok(())
     }
 
-    /// Whether requests should come.
+    /// Returns the readiness, which the owner of the rules updates.
     pub fn readiness(&self) -> &ServerReadiness {
         &self.readiness
     }
@@ -107,38 +107,38 @@ impl ExtProcServer {
         &mut self.registry
     }
 
-    /// Serves until `stop`; then says so to whoever asks for its health, goes on for a moment, and lets what has begun
-    /// end.
+    /// Serves until `stop`, then reports not ready, accepts new streams for the drain delay, and lets open streams end.
+    /// Fails if the metrics port cannot be served.
     pub async fn serve(self, listeners: Listeners, stop: CancellationToken) -> io::Result<()> {
-        let Self { active_rules: in_force, settings, readiness, mut registry, streams, certificate } = self;
+        let Self { active_rules, settings, readiness, mut registry, streams, certificate } = self;
         let acceptor = certificate.as_ref().map(CertificateReloader::acceptor).transpose().map_err(io::Error::other)?;
         let ServerSettings {
             guard,
-            rewrite: how,
-            buffer_limit: max_hold,
-            buffer_budget: hold_budget,
-            buffer_timeout: hold_timeout,
+            rewrite,
+            buffer_limit,
+            buffer_budget,
+            buffer_timeout,
             max_body,
             drain_delay,
             drain_timeout,
         } = settings;
-        let rules = Arc::new(ProcessorShared {
-            active_rules: Arc::clone(&in_force),
+        let shared = Arc::new(ProcessorShared {
+            active_rules: Arc::clone(&active_rules),
             guard,
-            rewrite: how,
-            buffer: BufferBudget::new(max_hold, hold_budget, hold_timeout),
+            rewrite,
+            buffer: BufferBudget::new(buffer_limit, buffer_budget, buffer_timeout),
             observed: ObservedMetrics::new(&mut registry),
             max_body,
             mode_warned: false.into(),
             streams,
             clock: clock::now,
         });
-        let methods = GrpcService::new(rules, readiness.clone());
+        let service = GrpcService::new(shared, readiness.clone());
         let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
         let drain = async {
             stop.cancelled().await;
             readiness.set_draining();
-            tracing::info!("ending: health says so, new requests are served for {drain_delay:?} more");
+            tracing::info!("shutting down: reporting not ready, accepting new requests for {drain_delay:?}");
             tokio::time::sleep(drain_delay).await;
             closing.cancel();
         };
@@ -147,39 +147,38 @@ impl ExtProcServer {
             let streams = connections::serve(
                 listeners.grpc,
                 threads,
-                methods.clone().with_tls(acceptor),
+                service.clone().with_tls(acceptor),
                 closing.clone(),
                 drain_timeout,
             );
-            let cut = streams.await;
-            if cut > 0 {
-                tracing::warn!("{cut} connections had streams that did not end within {drain_timeout:?}");
+            let aborted = streams.await;
+            if aborted > 0 {
+                tracing::warn!("aborted {aborted} connections whose streams did not end within {drain_timeout:?}");
             }
             closed.cancel();
         };
         let probes =
-            connections::serve(listeners.health, NonZeroUsize::MIN, methods.clone(), closed.clone(), Duration::ZERO);
-        let telemetry =
-            AdminState { active_rules: in_force, readiness: readiness.clone(), registry: Arc::new(registry) };
-        let telemetry = async {
+            connections::serve(listeners.health, NonZeroUsize::MIN, service.clone(), closed.clone(), Duration::ZERO);
+        let state = AdminState { active_rules, readiness: readiness.clone(), registry: Arc::new(registry) };
+        let admin = async {
             let served = tokio::select! {
-                served = admin::serve(listeners.metrics, telemetry, closed.clone()) => served,
-                // Whoever keeps a connection open without asking anything is not waited for.
+                served = admin::serve(listeners.metrics, state, closed.clone()) => served,
+                // Do not wait for idle keep-alive connections.
                 () = async { closed.cancelled().await; tokio::time::sleep(METRICS_GRACE).await } => Ok(()),
             };
-            // Without it nobody sees what is in force here.
+            // Without the metrics port the operator cannot read the active rules, so the server must stop.
             stop.cancel();
             served
         };
-        let follow = async {
+        let reload = async {
             match certificate {
                 Some(certificate) => certificate.run().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            ((), (), _, served) = async { tokio::join!(drain, streams, probes, telemetry) } => served,
-            never = follow => match never {},
+            ((), (), _, served) = async { tokio::join!(drain, streams, probes, admin) } => served,
+            never = reload => match never {},
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The gRPC methods: which one a call asks for.
+//! gRPC service: dispatches calls to the methods.
 
 use crate::{
     connections::Handler,
@@ -14,12 +14,12 @@ use http::Request;
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
 
-/// The longest question about health.
+/// Maximum length of a health request, in bytes.
 const MAX_HEALTH_REQUEST: usize = 64 * 1024;
-/// What a message holds besides a body, at most.
+/// Maximum length of a message without its body, in bytes.
 const MESSAGE_OVERHEAD: usize = 1024 * 1024;
 
-/// All methods; cheap to clone.
+/// All gRPC methods of the server; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct GrpcService {
     shared: Arc<ProcessorShared>,
@@ -29,9 +29,9 @@ pub(crate) struct GrpcService {
 
 impl std::fmt::Debug for GrpcService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { shared: rules, readiness, tls } = self;
-        let mut methods = f.debug_struct("Methods");
-        methods.field("rules", rules).field("readiness", readiness).field("tls", &tls.is_some()).finish()
+        let Self { shared, readiness, tls } = self;
+        let mut service = f.debug_struct("GrpcService");
+        service.field("shared", shared).field("readiness", readiness).field("tls", &tls.is_some()).finish()
     }
 }
 
@@ -40,32 +40,32 @@ impl GrpcService {
         Self { shared, readiness, tls: None }
     }
 
-    /// The same, for connections that are accepted with this.
+    /// Returns the service for connections that `tls` accepts.
     pub(crate) fn with_tls(self, tls: Option<TlsAcceptor>) -> Self {
         Self { tls, ..self }
     }
 }
 
 impl Handler for GrpcService {
-    async fn handle(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
+    async fn handle(self, request: Request<RecvStream>, respond: SendResponse<Slices>) {
         let (head, incoming) = request.into_parts();
         match head.uri.path() {
-            // Without rules every name would pass as it is, the ones that are nobody's adapter among them.
+            // Without rules all names would be forwarded unchanged, including aliases that no server has.
             PROCESS_PATH if self.readiness.stage() == ServerStage::Starting => {
-                refuse_call(answer, &GrpcStatus::unavailable("the rewrites have not been read yet"));
+                refuse_call(respond, &GrpcStatus::unavailable("the rewrites were not loaded yet"));
             }
             PROCESS_PATH => {
-                // A body that is too long should still arrive, so that its client can be told.
-                let longest = self.shared.max_body.saturating_mul(2).saturating_add(MESSAGE_OVERHEAD);
-                GrpcCall::new(incoming, answer, longest, ProcessorCall::new(Processor::new(self.shared))).await;
+                // Twice the limit, so that a body that is too long still arrives and its client gets an error.
+                let max_length = self.shared.max_body.saturating_mul(2).saturating_add(MESSAGE_OVERHEAD);
+                GrpcCall::new(incoming, respond, max_length, ProcessorCall::new(Processor::new(self.shared))).await;
             }
             HEALTH_CHECK_PATH => {
-                GrpcCall::new(incoming, answer, MAX_HEALTH_REQUEST, health::HealthCheck(self.readiness)).await;
+                GrpcCall::new(incoming, respond, MAX_HEALTH_REQUEST, health::HealthCheck(self.readiness)).await;
             }
             HEALTH_WATCH_PATH => {
-                GrpcCall::new(incoming, answer, MAX_HEALTH_REQUEST, health::HealthWatch::new(self.readiness)).await;
+                GrpcCall::new(incoming, respond, MAX_HEALTH_REQUEST, health::HealthWatch::new(self.readiness)).await;
             }
-            other => refuse_call(answer, &GrpcStatus::unimplemented(format!("there is no method {other} here"))),
+            other => refuse_call(respond, &GrpcStatus::unimplemented(format!("unknown method {other}"))),
         }
     }
 

@@ -1,7 +1,7 @@
-//! What the parts of a request cost: `cargo bench -p rollora-router`. The best of several rounds, because the
-//! machine's noise only ever adds.
+//! Cost of each step of a request: `cargo bench -p rollora-router`. Reports the best of several rounds, because noise
+//! of the machine only adds time.
 
-#![expect(clippy::expect_used, reason = "all input stands below; a wrong one should end the run")]
+#![expect(clippy::expect_used, reason = "all input is defined below; invalid input should end the run")]
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -32,43 +32,43 @@ const MODELS: usize = 10_000;
 
 fn main() -> io::Result<()> {
     let rewrites: Vec<_> = (0..MODELS).map(rewrite).collect();
-    let in_force = Arc::new(ActiveRules::new(pool(), &[RewriteGroup::Current]));
-    in_force.reset(&rewrites);
+    let active_rules = Arc::new(ActiveRules::new(pool(), &[RewriteGroup::Current]));
+    active_rules.reset(&rewrites);
     let mut out = io::stdout().lock();
 
     let names: Vec<String> = (0..MODELS).step_by(7).map(model).collect();
     let random = |index: usize| (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let choice = per_item(&names, |index, name| {
-        let rules = in_force.rules();
+        let rules = active_rules.rules();
         rules
             .find(Some(name))
             .and_then(|rule| route::select_target(rule, None, random(index)).map(|target| target.weight()))
     });
     writeln!(out, "{:<44}{:>10.0} ns", "choice among 10,000 rewrites", choice.as_nanos())?;
     let sticky = per_item(&names, |_, name| {
-        let rules = in_force.rules();
-        let client = StickyKey::new(b"5f0c2f6e-6c1e-4b1e-9b57-0f6f4f1c2d3e");
-        rules.find(Some(name)).and_then(|rule| route::select_target(rule, client, 0).map(|target| target.weight()))
+        let rules = active_rules.rules();
+        let key = StickyKey::new(b"5f0c2f6e-6c1e-4b1e-9b57-0f6f4f1c2d3e");
+        rules.find(Some(name)).and_then(|rule| route::select_target(rule, key, 0).map(|target| target.weight()))
     });
-    writeln!(out, "{:<44}{:>10.0} ns", "the same with a sticky header", sticky.as_nanos())?;
+    writeln!(out, "{:<44}{:>10.0} ns", "choice with a sticky header", sticky.as_nanos())?;
 
     let changes: Vec<_> = rewrites.iter().step_by(500).collect();
-    let update = per_item(&changes, |_, rewrite| in_force.apply(rewrite));
+    let update = per_item(&changes, |_, rewrite| active_rules.apply(rewrite));
     writeln!(out, "{:<44}{:>10.1} µs", "update of one of 10,000 rewrites", as_micros(update))?;
     let renewal = per_item(&changes, |index, rewrite| {
         let mut rewrite = (*rewrite).clone();
         rewrite.spec.rules[0].targets[1].model_rewrite = format!("{}-new-{index}", rewrite.metadata.name);
-        in_force.delete(&RewriteKey::of(&rewrite).expect("of a known group"));
-        in_force.apply(&rewrite);
+        active_rules.delete(&RewriteKey::of(&rewrite).expect("a rewrite of a known group"));
+        active_rules.apply(&rewrite);
     });
     writeln!(out, "{:<44}{:>10.1} µs", "one deleted and one with a new target", as_micros(renewal))?;
-    let reset = per_item(&[()], |_, ()| in_force.reset(&rewrites));
+    let reset = per_item(&[()], |_, ()| active_rules.reset(&rewrites));
     writeln!(out, "{:<44}{:>10.1} ms", "reset of 10,000 rewrites", as_micros(reset) / 1000.0)?;
 
-    let pieces = |body: &Bytes, length: usize| -> Vec<Bytes> {
+    let chunks_of = |body: &Bytes, length: usize| -> Vec<Bytes> {
         (0..body.len()).step_by(length).map(|at| body.slice(at..body.len().min(at + length))).collect()
     };
-    #[expect(clippy::cast_precision_loss, reason = "a rate to be read")]
+    #[expect(clippy::cast_precision_loss, reason = "a rate that is only printed")]
     let rate = |bytes: usize, time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
 
     for (name, body) in
@@ -84,27 +84,28 @@ fn main() -> io::Result<()> {
     ]);
     let head = RequestHead { path_and_query: "/v1/chat/completions", headers: &headers, has_body: true };
     let body = chat(1, 1024);
-    let chunks = pieces(&body, 16 * 1024);
+    let chunks = chunks_of(&body, 16 * 1024);
     let time = per_item(&[()], |_, ()| {
         let mut out = Vec::with_capacity(chunks.len() + 2);
-        let (mut exchange, _) = Exchange::begin(&in_force, PathGuard::Strict, &head, Timestamp::UNIX_EPOCH);
+        let (mut exchange, _) = Exchange::begin(&active_rules, PathGuard::Strict, &head, Timestamp::UNIX_EPOCH);
         for chunk in &chunks {
             exchange.request_chunk(chunk, 0, Timestamp::UNIX_EPOCH, &mut out).expect("a rule matches");
         }
-        exchange.request_end(&mut out).expect("a whole body");
+        exchange.request_end(&mut out).expect("a complete body");
         out
     });
     writeln!(out, "{:<44}{:>10.2} GB/s", "exchange of 1 MiB in chunks of 16 KiB", rate(body.len(), time))?;
 
-    let answer = HeaderMap::from_iter([(
+    let response_headers = HeaderMap::from_iter([(
         HeaderName::from_static("content-type"),
         HeaderValue::from_static("text/event-stream"),
     )]);
     let events = events(1000);
-    let chunks = pieces(&events, 4 * 1024);
+    let chunks = chunks_of(&events, 4 * 1024);
     let time = per_item(&[()], |_, ()| {
         let mut out = Vec::with_capacity(4000);
-        let mut restorer = Restorer::new(&answer, &format!("{}-v1", model(5)), &model(5)).expect("an event stream");
+        let mut restorer =
+            Restorer::new(&response_headers, &format!("{}-v1", model(5)), &model(5)).expect("an event stream");
         for chunk in &chunks {
             restorer.push(chunk, &mut out);
         }
@@ -121,7 +122,7 @@ fn main() -> io::Result<()> {
     let body = chat(1, 1);
     let bodies = vec![(); 1000];
     let exchange = per_item(&bodies, |index, ()| {
-        let (mut exchange, _) = Exchange::begin(&in_force, PathGuard::Strict, &head, Timestamp::UNIX_EPOCH);
+        let (mut exchange, _) = Exchange::begin(&active_rules, PathGuard::Strict, &head, Timestamp::UNIX_EPOCH);
         let action = exchange.request_body(&body, random(index), Timestamp::UNIX_EPOCH);
         exchange.response_head(http::StatusCode::OK, Timestamp::UNIX_EPOCH);
         exchange.end(Timestamp::UNIX_EPOCH);
@@ -130,11 +131,11 @@ fn main() -> io::Result<()> {
     writeln!(out, "{:<44}{:>10.0} ns", "a whole exchange of 1 KiB", exchange.as_nanos())
 }
 
-/// The time for one of `items`, in the best round.
+/// Returns the time per item in the best round.
 fn per_item<T, R>(items: &[T], mut run: impl FnMut(usize, &T) -> R) -> Duration {
-    let count = u32::try_from(items.len()).expect("a few");
+    let count = u32::try_from(items.len()).expect("item count fits into u32");
     let round = |_| {
-        #[expect(clippy::disallowed_methods, reason = "this is the shell: it measures")]
+        #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
         let begin = Instant::now();
         for (index, item) in items.iter().enumerate() {
             black_box(run(index, black_box(item)));
@@ -176,14 +177,14 @@ fn rewrite(index: usize) -> InferenceModelRewrite {
             annotations: [(STICKY_HEADER_ANNOTATION.to_owned(), "x-session-id".to_owned())].into(),
             ..ObjectMeta::named(model)
         },
-        spec: serde_json::from_value(spec).expect("a rewrite's spec"),
+        spec: serde_json::from_value(spec).expect("a valid rewrite spec"),
         status: None,
     }
 }
 
-/// A chat request with the model as its last key, as common clients send it.
+/// A chat request with `model` as its last key, as common clients send it.
 fn chat(messages: usize, kib: usize) -> Bytes {
-    // One escape in a line of 64 bytes, as in written text.
+    // One escape per line of 64 bytes, as in written text.
     let line = format!("{}\\n", "A sentence of a prompt. ".repeat(3).split_at(62).0);
     let content = line.repeat(kib * 16);
     let message =
@@ -192,7 +193,7 @@ fn chat(messages: usize, kib: usize) -> Bytes {
     Bytes::from(format!("{{\"messages\":[{messages}],\"stream\":true,\"max_tokens\":64,\"model\":\"{}\"}}", model(5)))
 }
 
-/// The events of a chat answer, as vLLM writes them.
+/// Events of a chat response, as vLLM writes them.
 fn events(count: usize) -> Bytes {
     let event = |index: usize| {
         let choice = r#"{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,"token_ids":null}"#;

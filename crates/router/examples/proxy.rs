@@ -1,9 +1,9 @@
-//! A proxy in 150 lines, on nothing but threads and sockets of the standard library: `proxy LISTEN UPSTREAM`, for example
-//! `cargo run -p rollora-router --example proxy 127.0.0.1:8080 127.0.0.1:8000`.
+//! Minimal proxy on threads and sockets of the standard library: `proxy LISTEN UPSTREAM`, for example `cargo run -p
+//! rollora-router --example proxy 127.0.0.1:8080 127.0.0.1:8000`.
 //!
-//! Requests for `alias` go to `alias-v1` and `alias-v2`, one in two each, and the answers say `alias` again, also event
-//! streams while they come. It knows requests with a `content-length`, and one request a connection: enough to show in
-//! which order a proxy calls the library.
+//! Routes requests for `alias` to `alias-v1` and `alias-v2` in equal shares and restores the name `alias` in responses,
+//! including event streams while they arrive. It supports only requests with a `content-length` and one request per
+//! connection: enough to show in which order a proxy calls the library.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -42,16 +42,16 @@ fn active_rules() -> io::Result<Arc<ActiveRules>> {
         }"#,
     )?;
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
-    in_force.reset(&[rewrite]);
-    Ok(in_force)
+    let active_rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
+    active_rules.reset(&[rewrite]);
+    Ok(active_rules)
 }
 
-fn serve(listener: &TcpListener, upstream: SocketAddr, in_force: &Arc<ActiveRules>) -> io::Result<()> {
+fn serve(listener: &TcpListener, upstream: SocketAddr, active_rules: &Arc<ActiveRules>) -> io::Result<()> {
     for client in listener.incoming() {
-        let (client, in_force) = (client?, Arc::clone(in_force));
+        let (client, active_rules) = (client?, Arc::clone(active_rules));
         thread::spawn(move || {
-            if let Err(error) = proxy_request(&client, upstream, &in_force) {
+            if let Err(error) = proxy_request(&client, upstream, &active_rules) {
                 eprintln!("{error}");
             }
         });
@@ -59,22 +59,23 @@ fn serve(listener: &TcpListener, upstream: SocketAddr, in_force: &Arc<ActiveRule
     Ok(())
 }
 
-/// The program's clock: the library has none.
+/// The clock of the program; the library has none.
 #[expect(clippy::disallowed_methods, reason = "a program, not the library")]
 fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// One request and its answer.
-fn proxy_request(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<ActiveRules>) -> io::Result<()> {
+/// Proxies one request and its response.
+fn proxy_request(mut client: &TcpStream, upstream: SocketAddr, active_rules: &Arc<ActiveRules>) -> io::Result<()> {
     let mut from_client = BufReader::new(client);
     let (line, mut request) = read_head(&mut from_client)?;
-    let target = line.split(' ').nth(1).unwrap_or("/").to_owned();
+    let path_and_query = line.split(' ').nth(1).unwrap_or("/").to_owned();
     headers::remove_internal(&mut request);
     let length = parse_number(&request, &header::CONTENT_LENGTH).unwrap_or(0);
-    let head = RequestHead { path_and_query: &target, headers: &request, has_body: length > 0 };
-    let (mut exchange, action) = Exchange::begin(in_force, PathGuard::Strict, &head, now());
-    // Also where the request is refused: a connection that is closed with a body unread is reset, answer and all.
+    let head = RequestHead { path_and_query: &path_and_query, headers: &request, has_body: length > 0 };
+    let (mut exchange, action) = Exchange::begin(active_rules, PathGuard::Strict, &head, now());
+    // Read the body even if the request is refused: closing a connection with unread data resets it, and the client
+    // loses the response.
     let mut body = vec![0; length];
     from_client.read_exact(&mut body)?;
     if let HeadAction::Refuse(refusal) = action {
@@ -94,21 +95,21 @@ fn proxy_request(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<Ac
     (&server).write_all(&body)?;
 
     let mut from_server = BufReader::new(&server);
-    let (line, mut answer) = read_head(&mut from_server)?;
+    let (line, mut response) = read_head(&mut from_server)?;
     let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(StatusCode::BAD_GATEWAY);
-    headers::set_target_header(&mut answer, exchange.response_head(status, now()).as_ref());
-    // A body in chunks would have to be taken out of them first.
-    let is_plain = !answer.contains_key(header::TRANSFER_ENCODING);
-    let mut restorer = exchange.restorer(&answer).filter(|_| is_plain);
+    headers::set_target_header(&mut response, exchange.response_head(status, now()).as_ref());
+    // A chunked body would have to be decoded first.
+    let is_plain = !response.contains_key(header::TRANSFER_ENCODING);
+    let mut restorer = exchange.restorer(&response).filter(|_| is_plain);
     if restorer.is_some() {
-        // The name may be longer or shorter: the end of the connection ends the body.
-        answer.remove(header::CONTENT_LENGTH);
+        // The restored name can have another length, so the end of the connection ends the body.
+        response.remove(header::CONTENT_LENGTH);
     }
-    write_head(client, &line, answer)?;
-    let mut piece = vec![0; 16 * 1024];
+    write_head(client, &line, response)?;
+    let mut buffer = vec![0; 16 * 1024];
     loop {
-        let length = from_server.read(&mut piece)?;
-        let read = Bytes::copy_from_slice(piece.get(..length).unwrap_or_default());
+        let length = from_server.read(&mut buffer)?;
+        let read = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
         let mut out = Vec::new();
         match &mut restorer {
             Some(restorer) if length == 0 => restorer.finish(&mut out),
@@ -130,7 +131,7 @@ fn refuse(mut client: &TcpStream, refusal: &RequestRefusal) -> io::Result<()> {
     client.write_all(&body)
 }
 
-/// The first line, and the headers.
+/// Reads the start line and the headers.
 fn read_head(from: &mut impl BufRead) -> io::Result<(String, HeaderMap)> {
     let mut lines = from.lines().take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
     let first = lines.next().transpose()?.unwrap_or_default();
@@ -162,7 +163,8 @@ fn parse_number(headers: &HeaderMap, name: &HeaderName) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// What a client gets that sends this through the proxy to a server that says which body it was asked.
+    /// Sends a request through the proxy to a server that echoes the body as an event. Returns the response that the
+    /// client gets.
     fn send_through_proxy(path: &str, body: &str) -> String {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = server.local_addr().unwrap();
@@ -181,23 +183,23 @@ mod tests {
         thread::spawn(move || serve(&listener, upstream, &rules));
         let mut client = TcpStream::connect(proxy).unwrap();
         write!(client, "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        client.read_to_string(&mut response).unwrap();
+        response
     }
 
     #[test]
-    fn an_alias_is_served_by_a_target_and_answered_by_its_own_name() {
-        let answer = send_through_proxy("/v1/completions", r#"{"prompt":"alias", "model" : "alias"}"#);
-        assert!(answer.contains("x-rollora-target: alias-v"), "{answer}");
-        assert!(answer.ends_with("data: {\"prompt\":\"alias\", \"model\" : \"alias\"}\n\n"), "{answer}");
+    fn alias_is_rewritten_and_restored() {
+        let response = send_through_proxy("/v1/completions", r#"{"prompt":"alias", "model" : "alias"}"#);
+        assert!(response.contains("x-rollora-target: alias-v"), "{response}");
+        assert!(response.ends_with("data: {\"prompt\":\"alias\", \"model\" : \"alias\"}\n\n"), "{response}");
     }
 
     #[test]
-    fn other_names_pass_and_closed_paths_do_not() {
-        let answer = send_through_proxy("/v1/completions", r#"{"model":"other"}"#);
-        assert!(answer.ends_with("data: {\"model\":\"other\"}\n\n") && !answer.contains("x-rollora"), "{answer}");
-        let answer = send_through_proxy("/v1/load_lora_adapter", "{}");
-        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    fn other_names_pass_and_closed_paths_are_refused() {
+        let response = send_through_proxy("/v1/completions", r#"{"model":"other"}"#);
+        assert!(response.ends_with("data: {\"model\":\"other\"}\n\n") && !response.contains("x-rollora"), "{response}");
+        let response = send_through_proxy("/v1/load_lora_adapter", "{}");
+        assert!(response.starts_with("HTTP/1.1 403"), "{response}");
     }
 }

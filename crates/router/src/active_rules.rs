@@ -1,7 +1,7 @@
-//! The rules in force: one place that a writer changes and every request reads.
+//! The active rules: shared state that one writer changes and every request reads.
 //!
-//! A change is one atomic swap: a request sees the rules before it or the rules behind it, never a mixture, and
-//! never waits. What is counted of a target goes on over every swap.
+//! A change is one atomic swap: a request sees the rules before it or the rules after it, never a mixture, and never
+//! waits. Metrics and usage of a target continue across swaps.
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ use rollora_api::{
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The rules in force for one pool, with what is counted by them. Shared by all requests of a router.
+/// The active rules of one pool, with their metrics. Shared by all requests of a router.
 #[derive(Debug)]
 pub struct ActiveRules {
     groups: Mutex<Vec<RewriteGroup>>,
@@ -31,7 +31,7 @@ pub struct ActiveRules {
 }
 
 impl ActiveRules {
-    /// No rules yet, for the rewrites of `pool` in `groups`.
+    /// Creates an empty set of rules that accepts rewrites of `pool`. `groups` are the API groups to report as read.
     pub fn new(pool: PoolRef, groups: &[RewriteGroup]) -> Self {
         Self {
             groups: Mutex::new(groups.to_vec()),
@@ -42,33 +42,33 @@ impl ActiveRules {
         }
     }
 
-    /// Tells which groups are read now, for the report. Rewrites of one that is read no more are taken out by
+    /// Sets the API groups that are read now, for the report. Rewrites of a group that is no longer read are removed by
     /// [`Self::delete`] or [`Self::reset`].
     pub fn set_groups(&self, groups: &[RewriteGroup]) {
         groups.clone_into(&mut self.groups());
     }
 
     fn groups(&self) -> MutexGuard<'_, Vec<RewriteGroup>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the rules of exactly these rewrites into force.
+    /// Replaces all rules by those of `rewrites`.
     pub fn reset(&self, rewrites: &[InferenceModelRewrite]) {
-        self.update(|index, series| index.reset(rewrites, series));
+        self.update(|index, metrics| index.reset(rewrites, metrics));
     }
 
-    /// Puts the rules of exactly these rewrites of one group into force; those of the other stay.
+    /// Replaces the rules of one group by those of `rewrites`; the rules of other groups stay.
     pub fn reset_group(&self, group: RewriteGroup, rewrites: &[InferenceModelRewrite]) {
-        self.update(|index, series| index.reset_group(group, rewrites, series));
+        self.update(|index, metrics| index.reset_group(group, rewrites, metrics));
     }
 
-    /// Puts the rules of a new or changed rewrite into force.
+    /// Adds the rules of a new rewrite, or replaces the rules of a changed one.
     pub fn apply(&self, rewrite: &InferenceModelRewrite) {
-        self.update(|index, series| index.apply(rewrite, series));
+        self.update(|index, metrics| index.apply(rewrite, metrics));
     }
 
-    /// Takes the rules of a rewrite out of force.
+    /// Removes the rules of a rewrite.
     pub fn delete(&self, key: &RewriteKey) {
         self.update(|index, _| index.delete(key));
     }
@@ -77,34 +77,34 @@ impl ActiveRules {
         let mut index = self.index();
         let mut usages = self.usage.begin_update();
         change(&mut index, &mut self.metrics.begin_update(&mut usages));
-        // The targets are remembered before the first request can be sent to them.
+        // Must happen before the swap: requests look the targets up as soon as they see the new rules.
         self.usage.commit(usages);
         self.rules.store(Arc::new(index.rules().clone()));
         self.metrics.evict_unused();
     }
 
     fn index(&self) -> MutexGuard<'_, RuleIndex> {
-        // A panic of another writer leaves an index that its next reset repairs; requests do not read it.
+        // A panic in another writer can leave a partial index, which its next reset repairs; requests do not read it.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The rules of this moment.
+    /// Returns the current snapshot of the rules.
     pub fn rules(&self) -> Guard<Arc<RuleSet>> {
         self.rules.load()
     }
 
-    /// When a request last used `target`, whether a rule sent it there or the client named it: `now` while there
-    /// are requests in flight. None where none was seen, or `target` has never been in a rule.
+    /// Returns when a request last used `target`, by a rule or by naming it: `now` while requests are in flight. `None`
+    /// if no request has used it, or if no rule has ever named it.
     pub fn last_used(&self, target: &str, now: Timestamp) -> Option<Timestamp> {
         self.usage.find(target)?.last_used(now)
     }
 
-    /// Whether a rule names `target`, or did so lately.
+    /// Returns whether a rule names `target` or named it recently.
     pub fn is_known(&self, target: &str) -> bool {
         self.usage.find(target).is_some()
     }
 
-    /// What `GET /rules` answers.
+    /// Returns the content of `GET /rules`.
     pub fn report(&self, now: Timestamp) -> RulesReport {
         let (rules, overlaps) = {
             let index = self.index();
@@ -119,7 +119,7 @@ impl ActiveRules {
         }
     }
 
-    /// Adds what is counted to `registry`.
+    /// Registers the router's metrics in `registry`.
     pub fn register(&self, registry: &mut Registry) {
         self.metrics.register(registry);
     }

@@ -1,17 +1,17 @@
-//! One request from its head to its end: events go in, what to do comes out.
+//! One request from its head to its end: the proxy reports events, the exchange returns what to do.
 //!
 //! ```text
-//! begin(head) ──► Forward            pass the body on as it comes
-//!             ├─► ReadBody ──► request_body(body) ──► Pass, Replace or Refuse
-//!             │            ├─► request_piece(piece) …, request_end() ──► what goes on, or a refusal
-//!             │            └─► body_named(model), body_unseen()    where others read the body
-//!             └─► Refuse
-//! response_head(status) ──► what x-rollora-target says
+//! begin(head) ──► Forward            forward the body as it arrives
+//!   ├─► ReadBody ──► request_body(body) ──► Forward, Replace or Refuse
+//!   │            ├─► request_chunk(chunk) …, request_end() ──► bytes to forward, or a refusal
+//!   │            └─► route_by_model(model), skip_body()        if the proxy cannot read the body
+//!   └─► Refuse
+//! response_head(status) ──► value of x-rollora-target
 //! end, or drop
 //! ```
 //!
-//! The proxy around it removes [`crate::headers::INTERNAL`] from every request, and tells of the end; what is
-//! counted follows from that. An exchange that is dropped without an answer counts as unanswered.
+//! The proxy removes [`headers::INTERNAL_HEADERS`] from every request and calls [`Exchange::end`] when the response is
+//! over. An exchange that is dropped before a response head is counted with the code `none`.
 
 #[cfg(test)]
 mod tests;
@@ -36,86 +36,89 @@ use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
 use std::{fmt, sync::Arc};
 
-/// The head of a request.
+/// The head of a request, as the proxy received it.
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
     /// Path and query, as the client sent them.
     pub path_and_query: &'a str,
-    /// The headers.
+    /// Headers of the request, with the client's internal headers removed or ignored.
     pub headers: &'a dyn HeaderLookup,
-    /// Whether a body follows.
+    /// Whether a body follows the head.
     pub has_body: bool,
 }
 
 impl fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path_and_query: target, has_body, headers: _ } = self;
-        f.debug_struct("RequestHead").field("target", target).field("has_body", has_body).finish_non_exhaustive()
+        let Self { path_and_query, has_body, headers: _ } = self;
+        f.debug_struct("RequestHead")
+            .field("path_and_query", path_and_query)
+            .field("has_body", has_body)
+            .finish_non_exhaustive()
     }
 }
 
-/// What to do with a request after its head.
+/// What the proxy must do with a request after its head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeadAction {
-    /// Pass it on; its body, if any, as it comes.
+    /// Forward the request, and its body, if any, as it arrives.
     Forward,
-    /// Give the body to [`Exchange::request_body`] as a whole, or to [`Exchange::request_piece`] as it comes.
+    /// Pass the whole body to [`Exchange::request_body`], or its chunks to [`Exchange::request_chunk`].
     ReadBody,
-    /// Answer it.
+    /// Respond to the client with this refusal.
     Refuse(RequestRefusal),
 }
 
-/// What to do with a body.
+/// What the proxy must do with a whole body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BodyAction {
-    /// Pass it on as it is.
+    /// Forward the body unchanged.
     Forward,
-    /// Pass this on, with its length as `content-length`.
+    /// Forward this body instead, with its length as `content-length`.
     Replace(SplicedBody),
-    /// Answer the request.
+    /// Respond to the client with this refusal.
     Refuse(RequestRefusal),
 }
 
-/// One request.
+/// State of one request, from its head to the end of its response.
 #[derive(Debug)]
 pub struct Exchange {
     active_rules: Arc<ActiveRules>,
     started_at: Timestamp,
-    /// A body in UTF-16 would be read by the server.
+    /// Whether the server would read a body in UTF-16.
     server_reads_utf16: bool,
-    /// The clients that the sticky headers in force speak of.
+    /// Values of the request's sticky headers, by header name.
     sticky_keys: Vec<(Arc<str>, StickyKey)>,
     destination: Destination,
     response_started: bool,
-    /// The body's splice, where it comes in pieces and the first has come.
+    /// `None` until the first chunk arrives, and for bodies that are read whole.
     splicer: Option<Box<Splicer>>,
-    /// The body stays as it is: a header tells what was decided.
+    /// The body is forwarded unchanged; the target is passed in a header.
     preserves_body: bool,
-    /// What the client asked for, where a rule has matched it.
+    /// The model that the client requested; `None` if no rule matched it.
     requested_model: Option<Arc<str>>,
 }
 
-/// Who serves the request.
+/// What serves the request.
 #[derive(Debug)]
 enum Destination {
-    /// Not known: not decided yet, or there is no name in it.
+    /// Not decided yet, or the body names no model.
     Unknown,
-    /// A target of a rule.
+    /// A target that a rule selected.
     Target(Arc<RuleTarget>),
-    /// Whom the client named, without a rule.
+    /// The model that the client named; no rule matched it.
     PassThrough { model: Box<str>, usage: Option<Arc<TargetUsage>> },
 }
 
 impl Exchange {
-    /// The request's head is there.
+    /// Starts an exchange for a request and decides what to do after its head.
     pub fn begin(
-        in_force: &Arc<ActiveRules>,
+        active_rules: &Arc<ActiveRules>,
         guard: PathGuard,
         head: &RequestHead<'_>,
         now: Timestamp,
     ) -> (Self, HeadAction) {
         let mut exchange = Self {
-            active_rules: Arc::clone(in_force),
+            active_rules: Arc::clone(active_rules),
             started_at: now,
             server_reads_utf16: false,
             sticky_keys: Vec::new(),
@@ -144,18 +147,18 @@ impl Exchange {
         }
         self.server_reads_utf16 =
             guard::is_inference(guard::path_of(head.path_and_query)) && headers::is_json(head.headers);
-        let client = |name: &Arc<str>| Some((Arc::clone(name), StickyKey::new(head.headers.first(name)?)?));
-        self.sticky_keys = self.active_rules.rules().sticky_headers().iter().filter_map(client).collect();
+        let sticky_key = |name: &Arc<str>| Some((Arc::clone(name), StickyKey::new(head.headers.first(name)?)?));
+        self.sticky_keys = self.active_rules.rules().sticky_headers().iter().filter_map(sticky_key).collect();
         HeadAction::ReadBody
     }
 
-    /// The body that was to be read will not be seen: the request passes, and so is counted.
+    /// Counts the request as unrouted because the proxy cannot read its body; the request is forwarded.
     pub fn skip_body(&mut self) {
         self.active_rules.metrics.count_unrouted(UnroutedReason::UnreadableBody);
     }
 
-    /// The body that was to be read will not be seen, but somebody has read it before and says which model stands in
-    /// it. Whom a rule chose is what [`Self::target`] says. `random` is any number, all being equally likely.
+    /// Routes by a model that another component has read from the body, because the proxy cannot read it.
+    /// [`Self::target_header`] then returns the target that a rule selected. `random` must be uniform over `u64`.
     pub fn route_by_model(&mut self, model: &str, random: u64, now: Timestamp) -> Result<(), RequestRefusal> {
         match self.select_target(Some(model), true, random, now) {
             Ok(Some(_)) => Ok(()),
@@ -167,13 +170,13 @@ impl Exchange {
         }
     }
 
-    /// The body is read as ever, and what cannot be served is refused, but every byte of it stays: whoever comes behind
-    /// is told in a header whom a rule chose, see [`Self::target`]. To be said before the body comes.
+    /// Keeps every byte of the body: it is still read, and refused where necessary, but the target is only returned by
+    /// [`Self::target_header`]. Must be called before the body arrives.
     pub fn preserve_body(&mut self) {
         self.preserves_body = true;
     }
 
-    /// The whole body is there. `random` is any number, all being equally likely.
+    /// Decides about a whole body. `random` must be uniform over `u64`.
     pub fn request_body(&mut self, body: &Bytes, random: u64, now: Timestamp) -> BodyAction {
         match json::scan(body) {
             ScanResult::Found(found) => self.apply_rule(body, &found, random, now),
@@ -197,12 +200,12 @@ impl Exchange {
         }
     }
 
-    /// The next piece of the body is there; what goes on is put into `out`, and may be less or more than the piece.
-    /// A refusal can come late: what has been passed on then must not be ended as if it were whole. `random` is any
-    /// number, all being equally likely.
+    /// Takes the next chunk of the body and appends the bytes to forward to `out`, which can be fewer or more than the
+    /// chunk. A refusal can come after bytes were forwarded: the proxy must then not end the forwarded body as if it
+    /// were complete. `random` must be uniform over `u64`.
     pub fn request_chunk(
         &mut self,
-        piece: &Bytes,
+        chunk: &Bytes,
         random: u64,
         now: Timestamp,
         out: &mut Vec<Bytes>,
@@ -210,15 +213,15 @@ impl Exchange {
         let splicer = self.splicer.take();
         let mut splicer =
             splicer.unwrap_or_else(|| Box::new(Splicer::new(self.server_reads_utf16, self.preserves_body)));
-        let outcome = splicer.push(piece, out, |name| self.select_target(name, true, random, now));
+        let outcome = splicer.push(chunk, out, |name| self.select_target(name, true, random, now));
         self.splicer = Some(splicer);
         outcome.map_err(|refusal| self.refuse(refusal))
     }
 
-    /// The body has ended; what was held of it is put into `out`.
+    /// Ends the body and appends the bytes that were still buffered to `out`.
     pub fn request_end(&mut self, out: &mut Vec<Bytes>) -> Result<(), RequestRefusal> {
-        let ending = self.splicer.as_mut().map_or(Ok(BodyOutcome::Empty), |splicer| splicer.finish(out));
-        let unrouted = match ending {
+        let outcome = self.splicer.as_mut().map_or(Ok(BodyOutcome::Empty), |splicer| splicer.finish(out));
+        let unrouted = match outcome {
             Ok(BodyOutcome::Rewritten) => return Ok(()),
             Ok(BodyOutcome::Unmatched) => UnroutedReason::NoRule,
             Ok(BodyOutcome::Opaque) => UnroutedReason::NotJson,
@@ -229,18 +232,18 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether the next piece of the body may still tell the model: nothing has been decided.
+    /// Returns whether the target is still undecided and a later chunk may contain the model.
     pub fn awaits_model(&self) -> bool {
         self.splicer.as_ref().is_none_or(|splicer| splicer.awaits_model())
     }
 
-    /// Whether a part of the body is held until its next piece comes: a name that was cut.
+    /// Returns whether a part of the body is buffered until the next chunk: an incomplete name.
     pub fn has_buffered(&self) -> bool {
         self.splicer.as_ref().is_some_and(|splicer| splicer.has_buffered())
     }
 
-    /// The request is refused, whatever was decided before; also by a proxy for reasons of its own. The answer is
-    /// nobody's who was to serve.
+    /// Refuses the request, whatever was decided before; also for reasons of the proxy. The response then counts for no
+    /// target.
     pub fn refuse(&mut self, refusal: RequestRefusal) -> RequestRefusal {
         self.response_started = true;
         self.set_destination(Destination::Unknown);
@@ -249,11 +252,11 @@ impl Exchange {
         refusal
     }
 
-    /// What the model is to be; none where it stays. From now on whoever was chosen serves.
+    /// Selects the target and makes it the destination. `None` if no rule matches and the model stays.
     fn select_target(
         &mut self,
         name: Option<&str>,
-        intact: bool,
+        complete: bool,
         random: u64,
         now: Timestamp,
     ) -> Result<Option<EncodedName>, RequestRefusal> {
@@ -262,7 +265,7 @@ impl Exchange {
             self.pass_through(name, now);
             return Ok(None);
         };
-        if !intact {
+        if !complete {
             return Err(RequestRefusal::MalformedBody);
         }
         let target = match route::select_target(rule, self.sticky_key(rule), random) {
@@ -279,7 +282,7 @@ impl Exchange {
 
     fn sticky_key(&self, rule: &CompiledRule) -> Option<StickyKey> {
         let header = rule.sticky_header()?;
-        self.sticky_keys.iter().find(|(name, _)| name == header).map(|(_, client)| *client)
+        self.sticky_keys.iter().find(|(name, _)| name == header).map(|(_, key)| *key)
     }
 
     fn pass_through(&mut self, name: Option<&str>, now: Timestamp) {
@@ -291,16 +294,17 @@ impl Exchange {
         self.set_destination(Destination::PassThrough { model: name.into(), usage });
     }
 
-    /// From now on this one serves, and whoever did no more.
-    fn set_destination(&mut self, serving: Destination) {
-        match std::mem::replace(&mut self.destination, serving) {
+    /// Replaces the destination, and ends the request for the previous one.
+    fn set_destination(&mut self, destination: Destination) {
+        match std::mem::replace(&mut self.destination, destination) {
             Destination::Target(target) => target.metrics.target_metrics().end_request(self.response_started),
             Destination::PassThrough { usage: Some(usage), .. } => usage.end_request(),
             Destination::PassThrough { usage: None, .. } | Destination::Unknown => {}
         }
     }
 
-    /// The model that the server will see, as far as it is known: the rule's target, or what the client named.
+    /// Returns the model that the server sees: the target of the rule, or the model that the client named. `None` if it
+    /// is not known.
     pub fn served_model(&self) -> Option<&str> {
         match &self.destination {
             Destination::Unknown => None,
@@ -309,7 +313,7 @@ impl Exchange {
         }
     }
 
-    /// The model that the client asked for, as far as it is known and named.
+    /// Returns the model that the client requested. `None` if it is not known yet or the body names no model.
     pub fn requested_model(&self) -> Option<&str> {
         match &self.destination {
             Destination::Unknown | Destination::Target(_) => self.requested_model.as_deref(),
@@ -317,7 +321,7 @@ impl Exchange {
         }
     }
 
-    /// Whom a rule chose, as the value of a header; none where no rule did.
+    /// Returns the selected target as a header value, if a rule matched.
     pub fn target_header(&self) -> Option<&HeaderValue> {
         match &self.destination {
             Destination::Target(target) => Some(&target.header_value),
@@ -325,15 +329,15 @@ impl Exchange {
         }
     }
 
-    /// What puts the client's name back into the answer under these headers, piece by piece; none where no rule gave it
-    /// another, or the answer is to be left alone.
+    /// Returns a [`Restorer`] that puts the requested model name back into the response. `None` if no rule changed the
+    /// name, or if a response with these headers must stay unchanged.
     pub fn restorer(&self, response: &(impl HeaderLookup + ?Sized)) -> Option<Restorer> {
         let Destination::Target(target) = &self.destination else { return None };
         Restorer::new(response, target.name(), self.requested_model.as_deref()?)
     }
 
-    /// The response's head is there; of the answer that the client gets, also where the proxy gives it itself.
-    /// Returns what the response header [`headers::TARGET_HEADER`] has to say: with none it is removed.
+    /// Records the head of the response that the client gets, including one that the proxy generates itself. Returns
+    /// the value of the response header [`headers::TARGET_HEADER`]; the proxy must remove that header if it is `None`.
     pub fn response_head(&mut self, status: StatusCode, now: Timestamp) -> Option<HeaderValue> {
         let Destination::Target(target) = &self.destination else { return None };
         if !status.is_informational() && !self.response_started {
@@ -344,7 +348,7 @@ impl Exchange {
         Some(target.header_value.clone())
     }
 
-    /// The response has ended, in whatever way.
+    /// Ends the exchange, whether the response is complete or not.
     pub fn end(self, now: Timestamp) {
         if let Some(usage) = self.usage() {
             usage.touch(now);
@@ -359,8 +363,8 @@ impl Exchange {
         }
     }
 
-    fn forward_unrouted(&self, why: UnroutedReason) -> BodyAction {
-        self.active_rules.metrics.count_unrouted(why);
+    fn forward_unrouted(&self, reason: UnroutedReason) -> BodyAction {
+        self.active_rules.metrics.count_unrouted(reason);
         BodyAction::Forward
     }
 }

@@ -1,4 +1,4 @@
-//! Rewrites and routers for tests.
+//! Rewrites and active rules for unit tests.
 
 use crate::{active_rules::ActiveRules, rules::RuleSet};
 use arc_swap::Guard;
@@ -16,12 +16,12 @@ pub(crate) fn pool() -> PoolRef {
     PoolRef { name: "pool".to_owned(), ..PoolRef::default() }
 }
 
-/// A second of an hour long ago.
+/// Returns a fixed time plus `second` seconds.
 pub(crate) fn timestamp(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
 
-/// A rewrite of the pool in the current group, made at second 0, with its name as its UID.
+/// A rewrite of the pool in the current group, created at second 0, with its name as its UID.
 pub(crate) fn rewrite(name: &str, rules: Vec<RewriteRule>) -> InferenceModelRewrite {
     InferenceModelRewrite {
         api_version: RewriteGroup::Current.api_version().to_owned(),
@@ -57,7 +57,7 @@ pub(crate) fn with_sequence(rollout: &str, sequence: i64, mut rewrite: Inference
     rewrite
 }
 
-/// A rule for `models` (none: generic) with these targets; a weight of 0 is left out.
+/// A rule for `models` (generic if empty) with these targets; a weight of 0 is left unset.
 pub(crate) fn rule(models: &[&str], targets: &[(&str, i32)]) -> RewriteRule {
     let matches = models.iter().map(|model| RewriteMatch {
         model: ModelMatch { type_: None, value: (*model).to_owned() },
@@ -72,9 +72,9 @@ pub(crate) fn rule(models: &[&str], targets: &[(&str, i32)]) -> RewriteRule {
 }
 
 pub(crate) fn active_rules(rewrites: &[InferenceModelRewrite]) -> Arc<ActiveRules> {
-    let in_force = ActiveRules::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
-    in_force.reset(rewrites);
-    Arc::new(in_force)
+    let active_rules = ActiveRules::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
+    active_rules.reset(rewrites);
+    Arc::new(active_rules)
 }
 
 pub(crate) fn rule_set(rewrites: &[InferenceModelRewrite]) -> Guard<Arc<RuleSet>> {

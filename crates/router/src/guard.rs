@@ -1,28 +1,28 @@
-//! Which paths clients may ask. A convenience, not the boundary: the servers' administration should be out of
-//! clients' reach anyway.
+//! Path guard: which request paths are open to clients. It is a convenience and no security boundary: the
+//! administration endpoints of the servers should be unreachable for clients anyway.
 //!
-//! A path is closed in every spelling that some server or proxy on the way may decode: percent-escapes, also
-//! escaped ones, backslashes, doubled slashes, dots, parameters, letter case, a prefix in front. So it is closed
-//! rather too often than too rarely; none of the closed words stands in a path of inference.
+//! A path is closed in every spelling that a server or proxy on the way might decode: percent-escapes (also nested
+//! ones), backslashes, double slashes, dots, parameters, letter case, a prefix. The guard prefers to close too much; no
+//! closed word occurs in an inference path.
 
 use crate::refusal::RequestRefusal;
 use percent_encoding::percent_decode;
 use std::borrow::Cow;
 
-/// How much is closed.
+/// Which paths the guard closes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PathGuard {
-    /// Everything is open; for a proxy that has guards of its own.
+    /// Closes no path, for a proxy that has its own guard.
     Off,
-    /// The administration paths are closed.
+    /// Closes the administration paths.
     #[default]
     Administration,
-    /// Only the inference paths are open, and only in their plain spelling.
+    /// Closes all paths except the inference paths in their plain spelling.
     Strict,
 }
 
-/// A path segment that occurs in administration only: loading and unloading of adapters (the second spelling is
-/// SageMaker's, which asks for no key), and what vLLM opens for development.
+/// Path segments that occur only in administration paths: loading and unloading of adapters (`adapters` is SageMaker's
+/// path, which requires no API key), and vLLM's development endpoints.
 const ADMIN_SEGMENTS: &[&str] = &[
     "load_lora_adapter",
     "unload_lora_adapter",
@@ -46,7 +46,7 @@ const ADMIN_SEGMENTS: &[&str] = &[
     "update_weights",
 ];
 
-/// The paths that `Strict` leaves open. `/invocations` is none of them: it asks for no key.
+/// Paths that `Strict` leaves open. `/invocations` is excluded because it requires no API key.
 const INFERENCE_PATHS: &[&str] = &[
     "/v1/chat/completions",
     "/v1/chat/completions/render",
@@ -75,26 +75,26 @@ const INFERENCE_PATHS: &[&str] = &[
     "/version",
 ];
 
-/// Prefixes that `Strict` leaves open when one plain segment follows, or two: `/v1/responses/ID/cancel`.
+/// Prefixes that `Strict` leaves open if one or two plain segments follow: `/v1/responses/ID/cancel`.
 const INFERENCE_PREFIXES: &[&str] = &["/v1/responses/", "/v1/models/"];
 
-/// More rounds of decoding than this are nobody's honest path.
+/// A path that still changes after this many rounds of decoding is closed; no honest client sends one.
 const MAX_DECODINGS: usize = 8;
 
 impl PathGuard {
-    /// Whether a request for `target`, path and query as sent, may pass.
+    /// Checks whether a request for `path_and_query`, as the client sent it, may pass. Returns the refusal if not.
     ///
     /// ```
-    /// use rollora_router::guard::Guard;
-    /// assert!(Guard::Administration.check("/v1/chat/completions?x=1").is_ok());
-    /// assert!(Guard::Administration.check("//v1/load%5Flora_adapter").is_err());
-    /// assert!(Guard::Strict.check("/metrics").is_err());
+    /// use rollora_router::guard::PathGuard;
+    /// assert!(PathGuard::Administration.check("/v1/chat/completions?x=1").is_ok());
+    /// assert!(PathGuard::Administration.check("//v1/load%5Flora_adapter").is_err());
+    /// assert!(PathGuard::Strict.check("/metrics").is_err());
     /// ```
-    pub fn check(self, target: &str) -> Result<(), RequestRefusal> {
+    pub fn check(self, path_and_query: &str) -> Result<(), RequestRefusal> {
         if self == Self::Off {
             return Ok(());
         }
-        let path = path_of(target);
+        let path = path_of(path_and_query);
         if is_inference(path) {
             return Ok(());
         }
@@ -105,16 +105,16 @@ impl PathGuard {
     }
 }
 
-/// Whether a path, in its plain spelling, is one of inference.
+/// Returns whether a path in its plain spelling is an inference path.
 pub(crate) fn is_inference(path: &str) -> bool {
     INFERENCE_PATHS.contains(&path)
         || INFERENCE_PREFIXES.iter().any(|prefix| path.strip_prefix(prefix).is_some_and(is_item_path))
 }
 
-/// The path of a request target: without query and fragment, and without scheme and host of an absolute form.
-pub(crate) fn path_of(target: &str) -> &str {
-    let end = target.find(['?', '#']).unwrap_or(target.len());
-    let path = target.get(..end).unwrap_or_default();
+/// Returns the path of a request target: without query and fragment, and without scheme and host of an absolute form.
+pub(crate) fn path_of(path_and_query: &str) -> &str {
+    let end = path_and_query.find(['?', '#']).unwrap_or(path_and_query.len());
+    let path = path_and_query.get(..end).unwrap_or_default();
     match path.split_once("://") {
         Some((_, rest)) if !path.starts_with('/') => rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or("/"),
         _ => path,
@@ -146,8 +146,8 @@ fn is_admin_path(path: &str) -> bool {
     true
 }
 
-/// Whether a segment is a word of administration. Empty segments and dots need no care: they change which
-/// segments stand beside each other, not which there are.
+/// Returns whether a segment is one of [`ADMIN_SEGMENTS`]. Empty segments and dots need no handling: they change which
+/// segments are adjacent, not which exist.
 fn has_admin_segment(path: &[u8]) -> bool {
     path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
         let name = segment.split(|byte| matches!(byte, b';' | b'?' | b'#')).next().unwrap_or_default();

@@ -1,12 +1,13 @@
-//! Names of headers that stand between gateways, pickers and routers, and are none of a client's business.
+//! Header names that gateways, endpoint pickers and routers use among themselves and that clients must not send.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 pub use rollora_api::names::TARGET_HEADER;
 
-/// The headers by which one part tells another the model or the endpoint. A client could choose with them what
-/// the rules did not choose: they are removed from its requests, also when no rule matches. Lower case.
+/// Headers by which these components pass the model or the endpoint to each other. They are removed from requests of
+/// clients, whether a rule matches or not, because a client could otherwise choose a model that no rule selected. Lower
+/// case.
 pub const INTERNAL_HEADERS: [&str; 10] = [
     TARGET_HEADER,
     "x-gateway-base-model-name",
@@ -20,21 +21,21 @@ pub const INTERNAL_HEADERS: [&str; 10] = [
     "x-llm-d-request-dropped-reason",
 ];
 
-/// The model that the client asked for, by which gateways choose a route.
+/// The requested model, by which gateways choose a route.
 pub const MODEL_HEADER: &str = "x-gateway-model-name";
-/// The base model of whoever serves, by which gateways choose a route.
+/// The base model of the server, by which gateways choose a route.
 pub const BASE_MODEL_HEADER: &str = "x-gateway-base-model-name";
-/// Whom a picker behind is to put into the body: its present name, and the one before.
+/// The target for an endpoint picker that runs later and rewrites the body: the current name and the previous name.
 pub const REWRITE_HEADERS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
 
-/// Those of [`INTERNAL`] that nobody but a server could have put into a response, where they mean nothing. (A picker
-/// says in the others which endpoint served, and why none did.)
+/// The [`INTERNAL_HEADERS`] that have no meaning in a response, so that only a server can have set them there. (The
+/// others are response headers of endpoint pickers: which endpoint served, and why none did.)
 pub const REQUEST_ONLY_HEADERS: [&str; 5] =
     [TARGET_HEADER, BASE_MODEL_HEADER, MODEL_HEADER, "x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"];
 
-/// The headers of a request, however a proxy keeps them.
+/// Access to headers, independent of how a proxy stores them.
 pub trait HeaderLookup {
-    /// The first value of the header with this lower-case name.
+    /// Returns the first value of the header with this lower-case name.
     fn first(&self, name: &str) -> Option<&[u8]>;
 }
 
@@ -44,7 +45,7 @@ impl HeaderLookup for HeaderMap {
     }
 }
 
-/// Removes what is [`INTERNAL`] from a client's request.
+/// Removes the [`INTERNAL_HEADERS`] from a client's request.
 ///
 /// ```
 /// let mut headers = http::HeaderMap::new();
@@ -59,7 +60,7 @@ pub fn remove_internal(headers: &mut HeaderMap) {
     }
 }
 
-/// Tells the client which version served it, and drops what a server said under that name.
+/// Sets [`TARGET_HEADER`] to the target that served the request, or removes it. A value that the server set is dropped.
 pub fn set_target_header(headers: &mut HeaderMap, target: Option<&HeaderValue>) {
     let name = HeaderName::from_static(TARGET_HEADER);
     match target {
@@ -68,15 +69,15 @@ pub fn set_target_header(headers: &mut HeaderMap, target: Option<&HeaderValue>) 
     }
 }
 
-/// A name of a model as a header's value. What a header cannot carry is percent-encoded, and `%` with it.
+/// Encodes a model name as a header value. Characters that a header cannot carry are percent-encoded, and so is `%`.
 pub fn encode_header_value(name: &str) -> HeaderValue {
     const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
     let encoded = utf8_percent_encode(name.trim(), ENCODED).to_string();
-    // Visible ASCII and spaces only, so the fallback is never taken.
+    // The text contains only visible ASCII and spaces, so the fallback is never taken.
     HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Whether a body under these headers can be read as it stands: no compression, no multipart.
+/// Returns whether a request body with these headers can be scanned: it is neither compressed nor multipart.
 pub(crate) fn body_is_readable(headers: &(impl HeaderLookup + ?Sized)) -> bool {
     is_uncompressed(headers) && !media_type(headers).is_some_and(|media| starts_with(media, b"multipart/"))
 }
@@ -88,17 +89,17 @@ fn is_uncompressed(headers: &(impl HeaderLookup + ?Sized)) -> bool {
     })
 }
 
-/// What an answer is, of the kinds that are read.
+/// Response formats that can be restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResponseFormat {
-    /// JSON.
+    /// A single JSON document.
     Json,
-    /// An event stream.
+    /// A stream of server-sent events (`text/event-stream`).
     EventStream,
 }
 
-/// What an answer under these headers is; none where it is compressed or of no kind that is read, also where its
-/// headers do not say.
+/// Returns the format of a response with these headers. `None` if the response is compressed, has no content type, or
+/// has one that is not supported.
 pub(crate) fn response_format(headers: &(impl HeaderLookup + ?Sized)) -> Option<ResponseFormat> {
     let media = media_type(headers).filter(|_| is_uncompressed(headers))?;
     if media.eq_ignore_ascii_case(b"text/event-stream") {
@@ -107,7 +108,7 @@ pub(crate) fn response_format(headers: &(impl HeaderLookup + ?Sized)) -> Option<
     is_json(headers).then_some(ResponseFormat::Json)
 }
 
-/// Whether a body under these headers is meant as JSON; also where nothing is said.
+/// Returns whether a body with these headers is declared as JSON; also if there is no content type.
 pub(crate) fn is_json(headers: &(impl HeaderLookup + ?Sized)) -> bool {
     media_type(headers).is_none_or(|media| {
         media.eq_ignore_ascii_case(b"application/json") || media.to_ascii_lowercase().ends_with(b"+json")
@@ -118,8 +119,8 @@ fn media_type(headers: &(impl HeaderLookup + ?Sized)) -> Option<&[u8]> {
     headers.first(header::CONTENT_TYPE.as_str())?.split(|byte| *byte == b';').next().map(<[u8]>::trim_ascii)
 }
 
-fn starts_with(text: &[u8], start: &[u8]) -> bool {
-    text.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start))
+fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
+    text.get(..prefix.len()).is_some_and(|text| text.eq_ignore_ascii_case(prefix))
 }
 
 #[cfg(test)]
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_name_becomes_a_header_value() {
+    fn any_model_name_becomes_a_header_value() {
         for (name, value) in
             [("a-v2", "a-v2"), ("org/a b", "org/a b"), ("50%", "50%25"), ("ä\n", "%C3%A4"), ("a\u{7f}b", "a%7Fb")]
         {
@@ -136,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn internal_names_are_lower_case_and_sorted_behind_our_own() {
+    fn internal_headers_are_lower_case_and_sorted() {
         assert!(INTERNAL_HEADERS.iter().all(|name| HeaderName::from_static(name).as_str() == *name));
         assert!(INTERNAL_HEADERS.iter().skip(1).is_sorted());
     }
 
     #[test]
-    fn what_a_server_says_under_our_name_is_replaced_or_removed() {
+    fn target_header_of_server_is_replaced_or_removed() {
         let mut headers = HeaderMap::new();
         headers.append(TARGET_HEADER, HeaderValue::from_static("forged"));
         headers.append(TARGET_HEADER, HeaderValue::from_static("twice"));
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_bodies_are_read() {
+    fn only_plain_bodies_are_readable() {
         let with = |name: &'static str, value: &'static str| {
             HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
         };

@@ -1,19 +1,19 @@
-//! What happens to a request, without any network: which rule and target it gets, where `model` stands in its
-//! body and how it is replaced, which paths are closed, and what is counted.
+//! Routing of inference requests, without any I/O: which rule applies and which target it selects, how `model` is
+//! replaced in the body, which paths are closed, and what is counted.
 //!
-//! A proxy keeps one [`in_force::InForce`] and makes one [`exchange::Exchange`] per request. Neither knows
-//! sockets, tasks, files or clocks: time and chance come in as arguments, so any proxy can use them. `examples/proxy.rs`
-//! is one, on threads and sockets of the standard library.
+//! A proxy keeps one [`active_rules::ActiveRules`] and creates one [`exchange::Exchange`] per request. Neither uses
+//! sockets, tasks, files or clocks: the time and random numbers are arguments, so that any proxy can use them.
+//! `examples/proxy.rs` is a proxy on threads and sockets of the standard library.
 //!
 //! ```
 //! use bytes::Bytes;
 //! use http::{HeaderMap, StatusCode};
 //! use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 //! use rollora_router::{
+//!     active_rules::ActiveRules,
 //!     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
-//!     guard::Guard,
+//!     guard::PathGuard,
 //!     headers,
-//!     in_force::InForce,
 //! };
 //! use std::sync::Arc;
 //!
@@ -29,34 +29,35 @@
 //!     }] }
 //! }"#)?;
 //! let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-//! let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
-//! in_force.reset(&[rewrite]);
+//! let active_rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
+//! active_rules.reset(&[rewrite]);
 //!
-//! // One request. A program's clock and random numbers stand where the constants are.
+//! // One request. A program passes its clock and random numbers instead of the constants.
 //! let mut request_headers = HeaderMap::new();
 //! headers::remove_internal(&mut request_headers);
-//! let head = RequestHead { target: "/v1/chat/completions", headers: &request_headers, has_body: true };
-//! let (mut exchange, action) = Exchange::begin(&in_force, Guard::Strict, &head, "2026-01-01T00:00:00Z".parse()?);
+//! let head = RequestHead { path_and_query: "/v1/chat/completions", headers: &request_headers, has_body: true };
+//! let now = "2026-01-01T00:00:00Z".parse()?;
+//! let (mut exchange, action) = Exchange::begin(&active_rules, PathGuard::Strict, &head, now);
 //! assert_eq!(action, HeadAction::ReadBody);
 //!
 //! let body = Bytes::from_static(br#"{"messages": [], "model": "small-segment-lora"}"#);
-//! let BodyAction::Replace(spliced) = exchange.request_body(&body, u64::MAX, "2026-01-01T00:00:00Z".parse()?) else {
+//! let BodyAction::Replace(spliced) = exchange.request_body(&body, u64::MAX, now) else {
 //!     panic!("a rule matches");
 //! };
 //! assert_eq!(&spliced.into_bytes()[..], br#"{"messages": [], "model": "small-segment-lora-v2"}"#);
-//! assert_eq!(exchange.model(), Some("small-segment-lora-v2"));
+//! assert_eq!(exchange.served_model(), Some("small-segment-lora-v2"));
 //!
 //! let mut response_headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, "application/json".parse()?)]);
 //! let target = exchange.response_head(StatusCode::OK, "2026-01-01T00:00:01Z".parse()?);
-//! headers::set_target(&mut response_headers, target.as_ref());
+//! headers::set_target_header(&mut response_headers, target.as_ref());
 //! assert_eq!(response_headers["x-rollora-target"], "small-segment-lora-v2");
 //!
-//! // Where clients are to see the name they asked for: as the answer comes, in pieces of any length.
-//! let mut restorer = exchange.restorer(&response_headers).expect("JSON, of another name than was asked for");
+//! // Restores the name that the client requested, chunk by chunk as the response arrives.
+//! let mut restorer = exchange.restorer(&response_headers).expect("JSON, and a model that was rewritten");
 //! let mut out = Vec::new();
-//! restorer.piece(&Bytes::from_static(br#"{"model": "small-segment-"#), &mut out);
-//! restorer.piece(&Bytes::from_static(br#"lora-v2", "choices": []}"#), &mut out);
-//! restorer.end(&mut out);
+//! restorer.push(&Bytes::from_static(br#"{"model": "small-segment-"#), &mut out);
+//! restorer.push(&Bytes::from_static(br#"lora-v2", "choices": []}"#), &mut out);
+//! restorer.finish(&mut out);
 //! assert_eq!(out.concat(), br#"{"model": "small-segment-lora", "choices": []}"#);
 //! exchange.end("2026-01-01T00:00:09Z".parse()?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -1,8 +1,8 @@
-//! What is counted, as Prometheus reads it.
+//! Prometheus metrics of the router.
 //!
-//! Bounded: only names that stand in rules have series of their own, everything else is `other`, or a reason out
-//! of a fixed list. A series begins with its first use and outlives its rule, so that a change of weights resets
-//! nothing; when many more have departed than are in force, the departed ones are dropped.
+//! Cardinality is bounded: only names that occur in rules have their own series; everything else is `other`, or a
+//! reason from a fixed list. A series is created at its first use and outlives its rule, so that a change of weights
+//! resets nothing. Unused series are evicted once they outnumber the used ones.
 
 mod series_cache;
 
@@ -17,28 +17,26 @@ use prometheus_client::{
 use series_cache::SeriesCache;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// The `model_name` of requests that a generic rule matched: clients choose those names.
+/// The `model_name` of requests that a generic rule matched, because clients choose those names freely.
 const OTHER_MODEL: &str = "other";
 
-/// Upper bounds of the seconds to the response headers: from a cached answer to a long prompt on a full server.
+/// Bucket bounds for the time to the response headers, in seconds: from a cached response to a long prompt on a full
+/// server.
 const LATENCY_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 
-/// So many departed series are kept at least.
+/// Unused series below this number are not evicted.
 const MIN_UNUSED_SERIES: usize = 1000;
 
-/// Classes of answers; the last is none at all.
+/// Values of the label `code`; the last one is for requests without a response.
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "none"];
 
-/// Why a request was passed on without a rule.
+/// Why a request was forwarded without a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnroutedReason {
-    /// No rule matches its model.
     NoRule,
-    /// It has no body.
     NoBody,
-    /// Its body is no JSON object.
     NotJson,
-    /// Its body is compressed or multipart.
+    /// The body is compressed or multipart, or the proxy cannot read it.
     UnreadableBody,
 }
 
@@ -78,7 +76,7 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-/// The families of series; clones share them.
+/// The metric families; clones share them.
 #[derive(Debug, Clone)]
 struct MetricFamilies {
     decisions: Family<DecisionLabels, Counter>,
@@ -89,7 +87,7 @@ struct MetricFamilies {
     refused: Family<ReasonLabels, Counter>,
 }
 
-/// All counters of one router.
+/// The metrics of one router.
 #[derive(Debug)]
 pub(crate) struct RouterMetrics {
     families: MetricFamilies,
@@ -113,42 +111,50 @@ impl RouterMetrics {
         let families = self.families.clone();
         registry.register(
             "inference_extension_model_rewrite_decisions",
-            "Requests that a rule sent to a target",
+            "Requests that a rule routed to a target",
             families.decisions,
         );
         let registry = registry.sub_registry_with_prefix("rollora_router");
-        registry.register("requests", "Requests of a target, by the class of their answers", families.responses);
-        registry.register("response_headers_seconds", "Seconds to the response headers", families.response_seconds);
-        registry.register("requests_in_flight", "Requests of a target that have not ended", families.in_flight);
-        registry.register("unrouted_requests", "Requests that were passed on without a rule", families.unrouted);
-        registry.register("refused_requests", "Requests that were answered here", families.refused);
+        registry.register(
+            "requests",
+            "Requests routed to a target, by status class of the response",
+            families.responses,
+        );
+        registry.register(
+            "response_headers_seconds",
+            "Time from the request headers to the response headers, in seconds",
+            families.response_seconds,
+        );
+        registry.register("requests_in_flight", "Requests routed to a target that have not ended", families.in_flight);
+        registry.register("unrouted_requests", "Requests forwarded without a rule, by reason", families.unrouted);
+        registry.register("refused_requests", "Requests refused by the router, by reason", families.refused);
     }
 
-    pub(crate) fn count_unrouted(&self, why: UnroutedReason) {
-        self.families.unrouted.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
+    pub(crate) fn count_unrouted(&self, reason: UnroutedReason) {
+        self.families.unrouted.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
     }
 
     pub(crate) fn count_refused(&self, reason: &'static str) {
         self.families.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Begins a change of rules: hands out the series that rules hold.
+    /// Begins a change of rules, which creates the series that rules hold.
     pub(crate) fn begin_update<'a>(&'a self, usages: &'a mut UsageUpdate) -> MetricsUpdate<'a> {
         MetricsUpdate { metrics: self, usages }
     }
 
-    /// Ends a change of rules: drops what has departed, when that has become much.
+    /// Ends a change of rules: evicts unused series if there are many.
     pub(crate) fn evict_unused(&self) {
         self.series_cache().evict_unused(&self.families);
     }
 
     fn series_cache(&self) -> std::sync::MutexGuard<'_, SeriesCache> {
-        // The ledger is whole between any two statements, so a panic of another holder does not matter.
+        // The cache is consistent between any two statements, so a panic of another holder does not matter.
         self.series_cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Hands out series while rules are compiled.
+/// Access to series while rules are compiled.
 #[derive(Debug)]
 pub(crate) struct MetricsUpdate<'a> {
     metrics: &'a RouterMetrics,
@@ -156,8 +162,8 @@ pub(crate) struct MetricsUpdate<'a> {
 }
 
 impl MetricsUpdate<'_> {
-    /// The series of a target of a rule. `rewrite` is namespace and name, `name` the name alone; no model means
-    /// a generic rule.
+    /// Returns the series of a target of a rule. `rewrite` is namespace and name of the rewrite, `name` only its name;
+    /// `model` is `None` for a generic rule.
     pub(crate) fn for_target(
         &mut self,
         rewrite: &str,
@@ -171,13 +177,13 @@ impl MetricsUpdate<'_> {
             target_model: target.to_string(),
         };
         let labels = TargetLabels { rewrite: rewrite.to_owned(), target: target.to_string() };
-        let mut ledger = self.metrics.series_cache();
+        let mut series_cache = self.metrics.series_cache();
         let usages = &mut *self.usages;
-        ledger.get_or_create(decision, labels, &self.metrics.families, || usages.get_or_insert(target))
+        series_cache.get_or_create(decision, labels, &self.metrics.families, || usages.get_or_insert(target))
     }
 }
 
-/// The series of one target of one rule. Each begins with its first use.
+/// Metrics of one target of one rule. Each series is created at its first use.
 #[derive(Debug)]
 pub(crate) struct RuleTargetMetrics {
     families: MetricFamilies,
@@ -187,7 +193,7 @@ pub(crate) struct RuleTargetMetrics {
 }
 
 impl RuleTargetMetrics {
-    /// A rule sent a request to the target.
+    /// Counts a request that the rule routed to the target.
     pub(crate) fn count_decision(&self) {
         self.decisions.get_or_init(|| self.families.decisions.get_or_create_owned(&self.labels)).inc();
     }
@@ -197,7 +203,7 @@ impl RuleTargetMetrics {
     }
 }
 
-/// What is counted of one target under one rewrite, whichever of its rules sent the request there.
+/// Metrics of one target under one rewrite, for all its rules.
 #[derive(Debug)]
 pub(crate) struct TargetMetrics {
     families: MetricFamilies,
@@ -209,13 +215,13 @@ pub(crate) struct TargetMetrics {
 }
 
 impl TargetMetrics {
-    /// A request goes to the target.
+    /// Records the start of a request to the target.
     pub(crate) fn start_request(&self, now: Timestamp) {
         self.in_flight().inc();
         self.usage.start_request(now);
     }
 
-    /// The response headers came, `seconds` after the request's.
+    /// Records response headers that arrived `seconds` after those of the request.
     pub(crate) fn record_response(&self, status: StatusCode, seconds: f64) {
         self.count_response(match status.as_u16() {
             300..400 => 1,
@@ -228,11 +234,11 @@ impl TargetMetrics {
             .observe(seconds);
     }
 
-    /// The request has ended, with response headers or without.
-    pub(crate) fn end_request(&self, answered: bool) {
+    /// Records the end of a request; `responded` tells whether it got response headers.
+    pub(crate) fn end_request(&self, responded: bool) {
         self.in_flight().dec();
         self.usage.end_request();
-        if !answered {
+        if !responded {
             self.count_response(STATUS_CLASSES.len() - 1);
         }
     }

@@ -1,60 +1,60 @@
-//! Why a request is answered here instead of being passed on, and the answer: the shape of vLLM's own errors, so
-//! that clients need to know only one.
+//! Refusals: why the router responds to a request itself, and the response. It has the shape of vLLM's errors, so that
+//! clients need to handle only one shape.
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Why a request is answered here.
+/// Why the router refuses a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestRefusal {
-    /// The body names two models.
+    /// The body has `model` twice at its top level.
     #[error("the body has more than one `model` at its top level: send it once")]
     DuplicateModel,
-    /// The body is UTF-16 or UTF-32.
+    /// The body is encoded as UTF-16 or UTF-32.
     #[error("the body is UTF-16 or UTF-32: send JSON as UTF-8")]
     WideEncoding,
-    /// The model's name is longer than anybody's.
-    #[error("the `model` of the body is longer than {} bytes: send the name of a model", crate::json::MAX_NAME_LENGTH)]
+    /// The model name is longer than [`crate::json::MAX_NAME_LENGTH`].
+    #[error("the `model` of the body is longer than {} bytes: send a model name", crate::json::MAX_NAME_LENGTH)]
     ModelNameTooLong,
-    /// A rule applies to the body, which breaks off behind its `model`.
-    #[error("the body is not valid JSON behind its `model`: send one whole JSON object")]
+    /// A rule matches, but the body is not valid JSON after its `model`.
+    #[error("the body is not valid JSON after its `model`: send one complete JSON object")]
     MalformedBody,
-    /// The rule in force names nobody.
-    #[error("the rule of `{rewrite}` that is in force for this model has no target: give it one")]
+    /// The active rule has no target.
+    #[error("the active rule for this model, from rewrite `{rewrite}`, has no target: add one to the rule")]
     NoTarget {
-        /// The rewrite whose rule it is.
+        /// Namespace and name of the rewrite that has the rule.
         rewrite: String,
     },
-    /// A body that has to be held whole is longer than one may be.
-    #[error("the request's body is larger than {limit} bytes, which is what --max-body allows")]
+    /// A body that must be buffered whole is too long.
+    #[error("the request body is larger than {limit} bytes, which is the limit of --max-body")]
     BodyTooLarge {
-        /// What is allowed.
+        /// Maximum length in bytes.
         limit: usize,
     },
-    /// A body that has to be held until its model is known is longer than one may be.
-    #[error("the `model` does not stand in the first {limit} bytes of the body, which is what --max-hold allows")]
+    /// The body must be buffered until its model is known, and the model is not in its first bytes.
+    #[error("`model` is not in the first {limit} bytes of the body, which is the limit of --max-hold")]
     BufferLimitExceeded {
-        /// What is allowed.
+        /// Maximum number of buffered bytes.
         limit: usize,
     },
-    /// A body that has to be held until its model is known does not come.
-    #[error("the `model` of the body did not come within {limit:?}, which is what --hold-timeout allows")]
+    /// A part of the body is buffered until more of it arrives, and nothing did.
+    #[error("the `model` of the body did not arrive within {limit:?}, which is the limit of --hold-timeout")]
     BufferTimeout {
-        /// What is allowed.
+        /// Maximum time between two chunks while a part is buffered.
         limit: Duration,
     },
-    /// The path administrates the server.
+    /// The path is one of the server's administration.
     #[error("this path administrates the model server and is closed to clients")]
     AdministrationPath,
-    /// The path is not on the list of inference paths.
-    #[error("this path is none of the inference paths that are open to clients")]
+    /// The guard is `Strict` and the path is not an inference path.
+    #[error("this path is not one of the inference paths that are open to clients")]
     UnknownPath,
 }
 
 impl RequestRefusal {
-    /// The status of the answer.
+    /// Returns the HTTP status of the response.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::DuplicateModel | Self::ModelNameTooLong | Self::MalformedBody | Self::NoTarget { .. } => {
@@ -68,7 +68,7 @@ impl RequestRefusal {
         }
     }
 
-    /// One CamelCase word, the label of the counter.
+    /// Returns a CamelCase reason, the label of the counter.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::DuplicateModel => "DuplicateModel",
@@ -84,7 +84,7 @@ impl RequestRefusal {
         }
     }
 
-    /// The answer's body; its content type is [`CONTENT_TYPE`].
+    /// Returns the body of the response; its content type is [`CONTENT_TYPE`].
     pub fn body(&self) -> Bytes {
         let param = match self {
             Self::DuplicateModel
@@ -98,10 +98,11 @@ impl RequestRefusal {
     }
 }
 
-/// The content type of [`error_body`].
+/// Content type of [`error_body`].
 pub const CONTENT_TYPE: &str = "application/json";
 
-/// An error in the shape that vLLM gives its own; also for what a proxy has to say itself (502, 503, 504).
+/// Encodes an error in the shape of vLLM's errors; also for errors that the proxy generates (502, 503, 504). `param` is
+/// the request field that is wrong.
 ///
 /// ```
 /// use http::StatusCode;
@@ -120,7 +121,7 @@ pub fn error_body(status: StatusCode, message: &str, param: Option<&str>) -> Byt
         other => other.canonical_reason().unwrap_or("Error").replace(' ', ""),
     };
     let error = ErrorBody { error: ErrorDetail { message, kind: &kind, param, code: status.as_u16() } };
-    // Strings and a number have no way to fail.
+    // Serialization of strings and a number cannot fail.
     Bytes::from(serde_json::to_vec(&error).unwrap_or_default())
 }
 
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_is_answered_in_the_shape_of_vllm() {
+    fn every_refusal_has_the_shape_of_vllm_errors() {
         let refusals = [
             (RequestRefusal::DuplicateModel, 400, "BadRequestError", Some("model")),
             (RequestRefusal::WideEncoding, 415, "UnsupportedMediaType", None),

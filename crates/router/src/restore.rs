@@ -1,12 +1,12 @@
-//! The client's name put back into an answer, where the model server wrote the name of the version.
+//! Restores the requested model name in responses, where the model server wrote the name of the target.
 //!
-//! Invariants: what goes out is the same wherever the answer is cut; every byte outside of the value is as the server
-//! sent it; nothing waits but a name whose end is missing, up to [`LONGEST_NAME`] and one piece. So a stream stays a
-//! stream. An answer that cannot be read passes as it is: nothing is refused here.
+//! Invariants: the output is the same for every chunking; every byte outside the value stays as the server sent it;
+//! only an incomplete name is buffered, up to [`MAX_NAME_LENGTH`] and one chunk, so streams are not delayed. A response
+//! that cannot be parsed is forwarded unchanged: nothing is refused here.
 //!
-//! Replaced is the top-level `model` of a JSON object, or of the object in each event of an event stream, and only
-//! where it is the name that was decided. A name that stands deeper, or in a text (an error that speaks of the
-//! version), stays.
+//! Only the top-level `model` is replaced, of a JSON object or of the object in each server-sent event, and only if it
+//! equals the name of the target. A name deeper in the object, or in a text (such as an error message about the
+//! target), stays.
 
 mod sse;
 #[cfg(test)]
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use sse::SseParser;
 use std::ops::Range;
 
-/// The state of one answer.
+/// State of the restoration of one response.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -33,22 +33,22 @@ use std::ops::Range;
 /// let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))]);
 /// let mut restorer = Restorer::new(&headers, "alias-v2", "alias").expect("an event stream, and two names");
 /// let mut out = Vec::new();
-/// // Cut in the middle of the name, which waits for its end. Nothing else does.
-/// restorer.piece(&Bytes::from_static(b"data: {\"id\": 1, \"model\": \"ali"), &mut out);
+/// // The chunk ends within the name: only that part is buffered.
+/// restorer.push(&Bytes::from_static(b"data: {\"id\": 1, \"model\": \"ali"), &mut out);
 /// assert_eq!(out.concat(), b"data: {\"id\": 1, \"model\": ");
-/// restorer.piece(&Bytes::from_static(b"as-v2\"}\n\ndata: [DONE]\n\n"), &mut out);
-/// restorer.end(&mut out);
+/// restorer.push(&Bytes::from_static(b"as-v2\"}\n\ndata: [DONE]\n\n"), &mut out);
+/// restorer.finish(&mut out);
 /// assert_eq!(out.concat(), b"data: {\"id\": 1, \"model\": \"alias\"}\n\ndata: [DONE]\n\n");
 /// ```
 #[derive(Debug)]
 pub struct Restorer {
     names: ModelNames,
     object: ObjectRestorer,
-    /// The lines around the objects, in an event stream.
+    /// The line parser; only for event streams.
     sse: Option<SseParser>,
 }
 
-/// Which name becomes which.
+/// The name to replace and its replacement.
 #[derive(Debug)]
 struct ModelNames {
     served: Box<str>,
@@ -56,36 +56,37 @@ struct ModelNames {
 }
 
 impl Restorer {
-    /// For an answer under these `headers`, of the model `served`, to a client that asked for `client`. None where
-    /// the answer is to be left alone: it is compressed, or neither JSON nor an event stream, or the names are equal.
-    pub fn new(headers: &(impl HeaderLookup + ?Sized), served: &str, client: &str) -> Option<Self> {
-        let kind = headers::response_format(headers)?;
-        let names = ModelNames { served: served.into(), requested: EncodedName::new(client) };
-        let events = (kind == headers::ResponseFormat::EventStream).then(SseParser::new);
-        (served != client).then(|| Self { names, object: ObjectRestorer::new(), sse: events })
+    /// Creates a restorer for a response with these `headers`, of the model `served`, to a client that requested
+    /// `requested`. `None` if the response must stay unchanged: it is compressed, it is neither JSON nor an event
+    /// stream, or the names are equal.
+    pub fn new(headers: &(impl HeaderLookup + ?Sized), served: &str, requested: &str) -> Option<Self> {
+        let format = headers::response_format(headers)?;
+        let names = ModelNames { served: served.into(), requested: EncodedName::new(requested) };
+        let sse = (format == headers::ResponseFormat::EventStream).then(SseParser::new);
+        (served != requested).then(|| Self { names, object: ObjectRestorer::new(), sse })
     }
 
-    /// Takes the next piece of the answer, and puts what goes on into `out`.
-    pub fn push(&mut self, piece: &Bytes, out: &mut Vec<Bytes>) {
-        let mut cut = ChunkCursor { chunk: piece, position: 0, out };
+    /// Takes the next chunk of the response and appends the bytes to forward to `out`.
+    pub fn push(&mut self, chunk: &Bytes, out: &mut Vec<Bytes>) {
+        let mut cursor = ChunkCursor { chunk, position: 0, out };
         match &mut self.sse {
-            Some(events) => events.push(&mut self.object, &self.names, &mut cut),
-            None => self.object.read(0..piece.len(), &self.names, &mut cut),
+            Some(sse) => sse.push(&mut self.object, &self.names, &mut cursor),
+            None => self.object.read(0..chunk.len(), &self.names, &mut cursor),
         }
-        self.object.end_chunk(&mut cut);
+        self.object.end_chunk(&mut cursor);
     }
 
-    /// The answer has ended; what waited is put into `out`.
+    /// Ends the response and appends the bytes that were still buffered to `out`.
     pub fn finish(&mut self, out: &mut Vec<Bytes>) {
         self.object.flush(out);
     }
 }
 
-/// A piece on its way.
+/// A chunk, and how much of it was processed.
 #[derive(Debug)]
 struct ChunkCursor<'a> {
     chunk: &'a Bytes,
-    /// What stands before this has gone on, is held, or is gone.
+    /// Bytes before this were forwarded, buffered or dropped.
     position: usize,
     out: &'a mut Vec<Bytes>,
 }
@@ -105,11 +106,11 @@ impl ChunkCursor<'_> {
     }
 }
 
-/// One JSON object.
+/// State of one JSON object.
 #[derive(Debug)]
 struct ObjectRestorer {
     scanner: Scanner,
-    /// The name, while its end is missing.
+    /// Parts of the name, while it is incomplete.
     buffered: Option<Vec<Bytes>>,
 }
 
@@ -118,44 +119,44 @@ impl ObjectRestorer {
         Self { scanner: Scanner::new(), buffered: None }
     }
 
-    /// The next bytes of the object are these of the piece.
-    fn read(&mut self, bytes: Range<usize>, names: &ModelNames, cut: &mut ChunkCursor<'_>) {
+    /// Reads the next bytes of the object, given as a range of the chunk.
+    fn read(&mut self, bytes: Range<usize>, names: &ModelNames, cursor: &mut ChunkCursor<'_>) {
         let mut at = bytes.start;
-        while let Some(rest) = cut.chunk.get(at..bytes.end).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = cursor.chunk.get(at..bytes.end).filter(|rest| !rest.is_empty()) {
             let (read, event) = self.scanner.read(rest);
             at += read;
             match event {
                 Some(ScanEvent::ModelStarts { string: true }) => {
-                    cut.forward_to(at);
+                    cursor.forward_to(at);
                     self.buffered = Some(Vec::new());
                 }
                 Some(ScanEvent::ModelEnds) => {
-                    let Some(mut held) = self.buffered.take() else { continue };
-                    held.push(cut.take(at));
-                    if buffered_name_is(&held, &names.served) {
-                        cut.out.push(names.requested.value());
+                    let Some(mut buffered) = self.buffered.take() else { continue };
+                    buffered.push(cursor.take(at));
+                    if buffered_name_is(&buffered, &names.served) {
+                        cursor.out.push(names.requested.value());
                     } else {
-                        cut.out.extend(held.into_iter().filter(|bytes| !bytes.is_empty()));
+                        cursor.out.extend(buffered.into_iter().filter(|bytes| !bytes.is_empty()));
                     }
                 }
-                // Where it cannot be read on, the scanner has stopped, and the rest passes.
+                // If the object is broken, the scanner has stopped, and the rest is forwarded.
                 _ => {}
             }
         }
     }
 
-    /// A line ends, and the object may go on in the next. A name does not: it holds no line break.
+    /// Ends a line of an event. The object can continue on the next line, but a name cannot: it contains no line break.
     fn end_line(&mut self, out: &mut Vec<Bytes>) {
         self.flush(out);
         self.scanner.read(b"\n");
     }
 
-    fn end_chunk(&mut self, cut: &mut ChunkCursor<'_>) {
-        let end = cut.chunk.len();
-        let Some(held) = &mut self.buffered else { return cut.forward_to(end) };
-        held.push(cut.take(end));
-        if held.iter().map(Bytes::len).sum::<usize>() > MAX_NAME_LENGTH {
-            self.flush(cut.out);
+    fn end_chunk(&mut self, cursor: &mut ChunkCursor<'_>) {
+        let end = cursor.chunk.len();
+        let Some(buffered) = &mut self.buffered else { return cursor.forward_to(end) };
+        buffered.push(cursor.take(end));
+        if buffered.iter().map(Bytes::len).sum::<usize>() > MAX_NAME_LENGTH {
+            self.flush(cursor.out);
         }
     }
 
@@ -164,9 +165,9 @@ impl ObjectRestorer {
     }
 }
 
-fn buffered_name_is(held: &[Bytes], name: &str) -> bool {
-    match held {
-        [only] => json::decode_quoted(only).is_some_and(|held| held == name),
-        pieces => json::decode_quoted(&pieces.concat()).is_some_and(|held| held == name),
+fn buffered_name_is(buffered: &[Bytes], name: &str) -> bool {
+    match buffered {
+        [only] => json::decode_quoted(only).is_some_and(|decoded| decoded == name),
+        parts => json::decode_quoted(&parts.concat()).is_some_and(|decoded| decoded == name),
     }
 }

@@ -1,12 +1,10 @@
-//! The rules in force, out of a set of rewrites: [`RuleIndex`] takes rewrites in and out, [`Rules`] answers which
-//! rule a model gets.
+//! Rule precedence: [`RuleIndex`] holds all rewrites, [`RuleSet`] returns the active rule of a model.
 //!
-//! Precedence: a rewrite of the current group that matches the model goes before every legacy one; within a group
-//! an exact match goes before a generic one; then the older object, then namespace and name, then the order of
-//! the rules. So the same rewrites give the same answer at every replica, in whatever order they arrived. A
-//! target is not matched again.
+//! A rewrite of the current group that matches the model precedes every legacy one. Within a group an exact match
+//! precedes a generic one; then the older object, then namespace and name, then the order of the rules decide. So equal
+//! rewrites give equal rules at every replica, in whatever order they arrived. A target is not matched again.
 //!
-//! Rewrites of other pools, of other groups, and those that are being deleted are as if they were not there.
+//! Rewrites of other pools, of other groups, and those that are being deleted are ignored.
 
 mod compiled;
 #[cfg(test)]
@@ -24,10 +22,9 @@ use std::{
     sync::Arc,
 };
 
-/// How many groups there are.
 const GROUP_COUNT: usize = 2;
 
-/// The place of a group in their precedence.
+/// Position of a group in the precedence of groups.
 fn group_index(group: RewriteGroup) -> usize {
     match group {
         RewriteGroup::Current => 0,
@@ -35,26 +32,26 @@ fn group_index(group: RewriteGroup) -> usize {
     }
 }
 
-/// Which object: group, namespace and name.
+/// Identity of a rewrite object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RewriteKey {
-    /// The object's group.
+    /// API group of the object.
     pub group: RewriteGroup,
-    /// The object's namespace; none on one machine.
+    /// Namespace of the object; `None` with `rollora local`, which has no namespaces.
     pub namespace: Option<String>,
-    /// The object's name.
+    /// Name of the object.
     pub name: String,
 }
 
 impl RewriteKey {
-    /// The key of `rewrite`; none where its group is not one that is read.
+    /// Returns the key of `rewrite`. `None` if its API group is not one of [`RewriteGroup`].
     pub fn of(rewrite: &InferenceModelRewrite) -> Option<Self> {
         let metadata = &rewrite.metadata;
         Some(Self { group: rewrite.group()?, namespace: metadata.namespace.clone(), name: metadata.name.clone() })
     }
 }
 
-/// The rules in force: cheap to copy, never changed.
+/// Immutable snapshot of the active rules; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct RuleSet {
     groups: [GroupRules; GROUP_COUNT],
@@ -68,12 +65,12 @@ struct GroupRules {
 }
 
 impl RuleSet {
-    /// The rule that a request for `model` gets. A request without a name can only get a generic one.
+    /// Returns the active rule for `model`. A request without a name can only match a generic rule.
     pub fn find(&self, model: Option<&str>) -> Option<&Arc<CompiledRule>> {
         self.groups.iter().find_map(|group| model.and_then(|model| group.exact.get(model)).or(group.generic.as_ref()))
     }
 
-    /// The models that a rule matches exactly, with the rules in force for them.
+    /// Returns the models that a rule matches exactly, with their active rules.
     pub fn exact(&self) -> BTreeMap<&str, &Arc<CompiledRule>> {
         let models = self.groups.iter().flat_map(|group| group.exact.keys());
         models
@@ -81,29 +78,29 @@ impl RuleSet {
             .collect()
     }
 
-    /// The rule for every other model.
+    /// Returns the active rule for models without an exact rule. `None` if there is no generic rule.
     pub fn generic(&self) -> Option<&Arc<CompiledRule>> {
         self.find(None)
     }
 
-    /// The request headers that keep clients on a target, lower case, each once.
+    /// Returns the distinct names of sticky headers, in lower case.
     pub(crate) fn sticky_headers(&self) -> &[Arc<str>] {
         &self.sticky_headers
     }
 }
 
-/// Takes rewrites in and out. One writer keeps it; requests see the copies of [`RuleIndex::rules`].
+/// All rewrites and their rules. One writer owns it; requests use clones of [`RuleIndex::rules`].
 #[derive(Debug)]
 pub(crate) struct RuleIndex {
     pool: PoolRef,
     by_rewrite: HashMap<RewriteKey, Vec<Arc<CompiledRule>>>,
     competing: [CompetingRules; GROUP_COUNT],
-    /// How many rules have each sticky header.
+    /// Number of rules for each sticky header.
     sticky_headers: BTreeMap<Arc<str>, usize>,
     rules: RuleSet,
 }
 
-/// All rules of a group, those that lose too: per model in their precedence.
+/// All rules of one group, by model and in precedence order; the first one is active.
 #[derive(Debug, Default)]
 struct CompetingRules {
     exact: HashMap<Arc<str>, Vec<Arc<CompiledRule>>>,
@@ -130,63 +127,63 @@ impl RuleIndex {
         }
     }
 
-    /// The rules in force now.
+    /// Returns the active rules.
     pub(crate) fn rules(&self) -> &RuleSet {
         &self.rules
     }
 
-    /// Takes in a rewrite, new or changed.
-    pub(crate) fn apply(&mut self, rewrite: &InferenceModelRewrite, series: &mut MetricsUpdate<'_>) {
+    /// Adds a new rewrite or replaces a changed one.
+    pub(crate) fn apply(&mut self, rewrite: &InferenceModelRewrite, metrics: &mut MetricsUpdate<'_>) {
         let Some(key) = RewriteKey::of(rewrite) else { return };
         let reference = &rewrite.spec.pool_ref;
         let is_ours = reference.name == self.pool.name && reference.group == self.pool.group;
-        let counts = is_ours && rewrite.metadata.deletion_timestamp.is_none();
-        let rules = if counts { compiled::compile(&key, rewrite, series) } else { Vec::new() };
+        let is_relevant = is_ours && rewrite.metadata.deletion_timestamp.is_none();
+        let rules = if is_relevant { compiled::compile(&key, rewrite, metrics) } else { Vec::new() };
         self.replace(&key, rules);
     }
 
-    /// Takes out a rewrite.
+    /// Removes a rewrite and its rules.
     pub(crate) fn delete(&mut self, key: &RewriteKey) {
         self.replace(key, Vec::new());
     }
 
-    /// Makes these rewrites the only ones.
-    pub(crate) fn reset(&mut self, rewrites: &[InferenceModelRewrite], series: &mut MetricsUpdate<'_>) {
+    /// Replaces all rewrites of all groups.
+    pub(crate) fn reset(&mut self, rewrites: &[InferenceModelRewrite], metrics: &mut MetricsUpdate<'_>) {
         *self = Self::new(self.pool.clone());
         for rewrite in rewrites {
-            self.apply(rewrite, series);
+            self.apply(rewrite, metrics);
         }
     }
 
-    /// Makes these rewrites the only ones of `group`; any that are not of it are as if they were not there.
+    /// Replaces the rewrites of `group`; any of another group are ignored.
     pub(crate) fn reset_group(
         &mut self,
         group: RewriteGroup,
         rewrites: &[InferenceModelRewrite],
-        series: &mut MetricsUpdate<'_>,
+        metrics: &mut MetricsUpdate<'_>,
     ) {
         let of_group = rewrites.iter().filter(|rewrite| rewrite.group() == Some(group));
-        let wanted: HashSet<RewriteKey> = of_group.clone().filter_map(RewriteKey::of).collect();
-        let gone: Vec<RewriteKey> =
-            self.by_rewrite.keys().filter(|key| key.group == group && !wanted.contains(key)).cloned().collect();
-        for key in &gone {
+        let present: HashSet<RewriteKey> = of_group.clone().filter_map(RewriteKey::of).collect();
+        let removed: Vec<RewriteKey> =
+            self.by_rewrite.keys().filter(|key| key.group == group && !present.contains(key)).cloned().collect();
+        for key in &removed {
             self.delete(key);
         }
         for rewrite in of_group {
-            self.apply(rewrite, series);
+            self.apply(rewrite, metrics);
         }
     }
 
     fn replace(&mut self, key: &RewriteKey, rules: Vec<Arc<CompiledRule>>) {
         let before = self.by_rewrite.remove(key).unwrap_or_default();
         for rule in &before {
-            let claims = self.competing[group_index(key.group)].matching(rule);
-            claims.retain(|other| !Arc::ptr_eq(other, rule));
+            let competing = self.competing[group_index(key.group)].matching(rule);
+            competing.retain(|other| !Arc::ptr_eq(other, rule));
         }
         for rule in &rules {
-            let claims = self.competing[group_index(key.group)].matching(rule);
-            let place = claims.partition_point(|other| other.rank() < rule.rank());
-            claims.insert(place, Arc::clone(rule));
+            let competing = self.competing[group_index(key.group)].matching(rule);
+            let position = competing.partition_point(|other| other.rank() < rule.rank());
+            competing.insert(position, Arc::clone(rule));
         }
         for rule in before.iter().chain(&rules) {
             self.update_winner(key.group, rule);
@@ -197,15 +194,15 @@ impl RuleIndex {
         }
     }
 
-    /// Puts the first of the claims that `rule` is among into force.
+    /// Activates the first of the rules that compete with `rule`.
     fn update_winner(&mut self, group: RewriteGroup, rule: &CompiledRule) {
-        let (claims, rules) = (&mut self.competing[group_index(group)], &mut self.rules.groups[group_index(group)]);
-        let winner = claims.matching(rule).first().cloned();
+        let (competing, rules) = (&mut self.competing[group_index(group)], &mut self.rules.groups[group_index(group)]);
+        let winner = competing.matching(rule).first().cloned();
         match (rule.model(), winner) {
             (None, winner) => rules.generic = winner,
             (Some(model), Some(winner)) => drop(rules.exact.insert(Arc::clone(model), winner)),
             (Some(model), None) => {
-                claims.exact.remove(model);
+                competing.exact.remove(model);
                 rules.exact.remove(model);
             }
         }
@@ -222,25 +219,29 @@ impl RuleIndex {
         self.rules.sticky_headers = self.sticky_headers.keys().cloned().collect();
     }
 
-    /// The models that more than one rule matches, and which of them is in force.
+    /// Returns the models that more than one rule matches, with the active and the shadowed rules.
     pub(crate) fn overlaps(&self) -> Vec<Overlap> {
-        let models: BTreeSet<&Arc<str>> = self.competing.iter().flat_map(|claims| claims.exact.keys()).collect();
+        let models: BTreeSet<&Arc<str>> = self.competing.iter().flat_map(|competing| competing.exact.keys()).collect();
         let exact = models.into_iter().filter_map(|model| {
-            let claims = self.competing.iter().filter_map(|claims| claims.exact.get(model)).flatten();
-            self.overlap(Some(model), claims)
+            let competing = self.competing.iter().filter_map(|competing| competing.exact.get(model)).flatten();
+            self.overlap(Some(model), competing)
         });
-        let generic = self.overlap(None, self.competing.iter().flat_map(|claims| &claims.generic));
+        let generic = self.overlap(None, self.competing.iter().flat_map(|competing| &competing.generic));
         exact.chain(generic).collect()
     }
 
-    fn overlap<'r>(&self, model: Option<&str>, claims: impl Iterator<Item = &'r Arc<CompiledRule>>) -> Option<Overlap> {
-        let in_force = self.rules.find(model)?;
+    fn overlap<'r>(
+        &self,
+        model: Option<&str>,
+        competing: impl Iterator<Item = &'r Arc<CompiledRule>>,
+    ) -> Option<Overlap> {
+        let active = self.rules.find(model)?;
         let mut shadowed: Vec<String> =
-            claims.filter(|rule| !Arc::ptr_eq(rule, in_force)).map(|rule| rule.source().to_string()).collect();
+            competing.filter(|rule| !Arc::ptr_eq(rule, active)).map(|rule| rule.source().to_string()).collect();
         shadowed.dedup();
         (!shadowed.is_empty()).then(|| Overlap {
             model: model.map(str::to_owned),
-            active: in_force.source().to_string(),
+            active: active.source().to_string(),
             shadowed,
         })
     }

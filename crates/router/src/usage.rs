@@ -1,7 +1,7 @@
-//! When a target was last used, and by how many requests it is used now: what decides whether it is quiet.
+//! Usage of targets: last use and requests in flight, from which the operator tells whether a retired adapter is idle.
 //!
-//! Kept by the target's name, over every change of rules, also for targets that have left the rules: a retired
-//! adapter may still be asked for by its own name.
+//! Usage is kept by target name across changes of rules, also for targets that left the rules: clients can still
+//! request a retired adapter by its own name.
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
@@ -13,12 +13,12 @@ use std::{
     },
 };
 
-/// Targets outside of all rules that are remembered, the latest used first.
+/// Number of targets outside all rules that are kept, the latest used first.
 const MAX_UNUSED_TARGETS: usize = 1000;
 
 const NEVER: i64 = i64::MIN;
 
-/// The use of one target.
+/// Usage of one target.
 #[derive(Debug)]
 pub(crate) struct TargetUsage {
     /// Milliseconds since the epoch.
@@ -44,7 +44,7 @@ impl TargetUsage {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The last use; `now` while there are requests in flight.
+    /// Returns the last use; `now` while requests are in flight. `None` if the target was never used.
     pub(crate) fn last_used(&self, now: Timestamp) -> Option<Timestamp> {
         if self.in_flight.load(Ordering::Relaxed) > 0 {
             return Some(now);
@@ -58,34 +58,34 @@ impl TargetUsage {
 
 type UsageByTarget = HashMap<Arc<str>, Arc<TargetUsage>>;
 
-/// The use of all targets that a rule has ever named, as far as they are remembered.
+/// Usage of all targets that a rule has named, except evicted ones.
 #[derive(Debug, Default)]
 pub(crate) struct UsageRegistry {
     current: ArcSwap<UsageByTarget>,
 }
 
 impl UsageRegistry {
-    /// Begins a change; there is one writer at a time.
+    /// Begins a change. Callers must ensure that there is one writer at a time.
     pub(crate) fn begin_update(&self) -> UsageUpdate {
         UsageUpdate { known: self.current.load_full(), added: UsageByTarget::new() }
     }
 
-    /// Ends a change. Targets that nothing but the maps holds any more are forgotten from the oldest on.
-    pub(crate) fn commit(&self, edit: UsageUpdate) {
-        if edit.added.is_empty() {
+    /// Commits a change. Targets that no rule and no request holds any more are evicted, the oldest first.
+    pub(crate) fn commit(&self, update: UsageUpdate) {
+        if update.added.is_empty() {
             return;
         }
-        let mut targets = UsageByTarget::clone(&edit.known);
-        // Those are held by the map that is in force, by this one, and by a rule or a request or nobody.
-        let is_departed = |usage: &Arc<TargetUsage>| Arc::strong_count(usage) <= 2;
-        let departed = targets.values().filter(|usage| is_departed(usage));
-        let mut last: Vec<i64> = departed.map(|usage| usage.last_used.load(Ordering::Relaxed)).collect();
+        let mut targets = UsageByTarget::clone(&update.known);
+        // An unused entry has two owners: the current map and this copy. A rule or request would be a third one.
+        let is_unused = |usage: &Arc<TargetUsage>| Arc::strong_count(usage) <= 2;
+        let unused = targets.values().filter(|usage| is_unused(usage));
+        let mut last: Vec<i64> = unused.map(|usage| usage.last_used.load(Ordering::Relaxed)).collect();
         if last.len() > MAX_UNUSED_TARGETS {
             last.sort_unstable_by(|one, other| other.cmp(one));
             let oldest_kept = last.get(MAX_UNUSED_TARGETS - 1).copied().unwrap_or(NEVER);
-            targets.retain(|_, usage| usage.last_used.load(Ordering::Relaxed) >= oldest_kept || !is_departed(usage));
+            targets.retain(|_, usage| usage.last_used.load(Ordering::Relaxed) >= oldest_kept || !is_unused(usage));
         }
-        targets.extend(edit.added);
+        targets.extend(update.added);
         self.current.store(Arc::new(targets));
     }
 
@@ -93,14 +93,14 @@ impl UsageRegistry {
         self.current.load().get(target).cloned()
     }
 
-    /// The last uses of all targets that were used.
+    /// Returns the last use of every target that was used.
     pub(crate) fn report(&self, now: Timestamp) -> BTreeMap<String, Timestamp> {
         let targets = self.current.load();
         targets.iter().filter_map(|(name, usage)| Some((name.to_string(), usage.last_used(now)?))).collect()
     }
 }
 
-/// A change of the targets that are remembered.
+/// A change to the set of known targets.
 #[derive(Debug)]
 pub(crate) struct UsageUpdate {
     known: Arc<UsageByTarget>,
@@ -108,7 +108,7 @@ pub(crate) struct UsageUpdate {
 }
 
 impl UsageUpdate {
-    /// The use of `target`, from now on remembered.
+    /// Returns the usage of `target` and adds it if it is new.
     pub(crate) fn get_or_insert(&mut self, target: &Arc<str>) -> Arc<TargetUsage> {
         let usage = match self.known.get(target) {
             Some(usage) => usage,

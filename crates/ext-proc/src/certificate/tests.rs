@@ -20,7 +20,7 @@ fn active_certificate(certificate: &CertificateReloader) -> CertificateDer<'stat
 }
 
 #[test]
-fn a_renewed_certificate_is_taken_and_a_bad_one_replaces_none() {
+fn renewed_certificate_is_loaded_and_invalid_one_ignored() {
     let home = tempfile::tempdir().unwrap();
     let files = write_files(&home, ONE);
     let mut certificate = CertificateReloader::load(files.clone(), &mut Registry::default()).unwrap();
@@ -43,16 +43,16 @@ fn a_renewed_certificate_is_taken_and_a_bad_one_replaces_none() {
     certificate.reload_if_changed();
     write_files(&home, TWO);
     certificate.reload_if_changed();
-    assert_eq!((certificate.up.get(), certificate.loads.get()), (1, 3), "the same again is in order again");
+    assert_eq!((certificate.up.get(), certificate.loads.get()), (1, 3), "the unchanged files are valid again");
 }
 
 #[test]
-fn without_a_certificate_it_does_not_begin() {
+fn load_fails_without_a_valid_certificate() {
     let home = tempfile::tempdir().unwrap();
-    let nowhere = CertificateFiles { certificate: home.path().join("a"), key: home.path().join("b") };
-    let words = CertificateReloader::load(nowhere, &mut Registry::default()).unwrap_err().to_string();
-    assert!(words.starts_with("cannot read "), "{words}");
+    let missing_files = CertificateFiles { certificate: home.path().join("a"), key: home.path().join("b") };
+    let message = CertificateReloader::load(missing_files, &mut Registry::default()).unwrap_err().to_string();
+    assert!(message.starts_with("cannot read "), "{message}");
     let files = write_files(&home, [TWO[0], ONE[1]]);
-    let words = CertificateReloader::load(files, &mut Registry::default()).unwrap_err().to_string();
-    assert_eq!(words, "the certificate and its key cannot be used");
+    let message = CertificateReloader::load(files, &mut Registry::default()).unwrap_err().to_string();
+    assert_eq!(message, "the certificate and its private key cannot be used");
 }

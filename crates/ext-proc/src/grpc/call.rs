@@ -1,9 +1,9 @@
-//! One call, polled in place: what comes is taken in, what is said goes out.
+//! One gRPC call, polled in place: decodes incoming messages, passes them to a handler and sends its replies.
 //!
-//! Invariant: of what has come, no more is taken than the stream's window, until every reply to it has been given to the
-//! connection; and no reply is given to it that the other end has no room for. So whoever reads slowly at the one end
-//! stops the sending at the other, and what all calls of a connection hold is no more than the connection's windows,
-//! besides messages that have to be put together.
+//! Invariants: a call takes in at most one stream window of data until all replies to that data were passed to the
+//! connection; replies are passed to the connection only as its flow control allows. So a slow reader on one side stops
+//! the sender on the other side, and all calls of a connection together buffer no more than the connection's windows,
+//! except for messages that must be buffered whole.
 
 use super::{GrpcStatus, StreamableMessage, decoder::MessageDecoder, send_buffer::SendBuffer, send_buffer::Slices};
 use crate::{
@@ -18,47 +18,47 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-/// Replies that are waiting to be written.
+/// Replies that wait to be sent.
 pub(crate) type ReplyQueue = VecDeque<ProcessorReply>;
 
-/// How a call goes on.
+/// How a call continues after a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CallFlow {
-    /// With the next message.
+    /// Process the next message.
     Continue,
-    /// It ends, with this status, after what is in the replies.
+    /// End the call with this status, after the queued replies.
     End(GrpcStatus),
 }
 
-/// What is done with the messages of a call.
+/// Handler of the messages of one call.
 pub(crate) trait CallHandler {
-    /// What comes.
+    /// Type of the incoming messages.
     type Message: StreamableMessage;
 
-    /// Takes in a message, or a piece of one, and puts what is to be said into `replies`.
+    /// Handles a message, or a part of one, and appends replies to `replies`.
     fn handle_message(&mut self, message: Self::Message, replies: &mut ReplyQueue) -> CallFlow;
 
-    /// Whether long messages with a body of this direction may be given in pieces.
+    /// Returns whether long messages with a body of this direction may be passed to the handler in parts.
     fn accepts_chunks(&self, _direction: Direction) -> bool {
         false
     }
 
-    /// When there is room for a long message of so many bytes, which has to be put together before it is taken in.
+    /// Polls for memory to buffer a long message of `bytes` bytes whole.
     fn poll_permit(&mut self, _bytes: usize, _context: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }
 
-    /// When and how it goes on before the next message is taken in; also here something can be said.
+    /// Polls whether the next message may be handled; can append replies or end the call.
     fn poll_ready(&mut self, _context: &mut Context<'_>, _replies: &mut ReplyQueue) -> Poll<CallFlow> {
         Poll::Ready(CallFlow::Continue)
     }
 }
 
-/// A call. Ends when the last has been said, or when nobody listens any more.
+/// One call. Completes when everything was sent or the client has disconnected.
 #[derive(Debug)]
 pub(crate) struct GrpcCall<W> {
     incoming: RecvStream,
-    /// What has been taken in, and for which no room has been given back.
+    /// Number of received bytes that were not released to flow control yet.
     unreleased: usize,
     decoder: MessageDecoder,
     handler: W,
@@ -68,61 +68,61 @@ pub(crate) struct GrpcCall<W> {
     end: Option<GrpcStatus>,
 }
 
-/// The answer, which begins with what is said first, so that both are sent together.
+/// The response. Its headers are sent together with the first reply.
 #[derive(Debug)]
 enum GrpcResponse {
     NotStarted(SendResponse<Slices>),
     Started(SendStream<Slices>),
 }
 
-/// Nobody listens any more.
+/// The client has closed the stream.
 #[derive(Debug)]
 struct Disconnected;
 
 impl From<h2::Error> for Disconnected {
-    /// How streams end says nothing, see [`crate::processor`].
+    /// The error is dropped: how a stream ends carries no information, see [`crate::processor`].
     fn from(_: h2::Error) -> Self {
         Self
     }
 }
 
 impl<W: CallHandler> GrpcCall<W> {
-    /// A call in which messages have at most the length `longest`.
-    pub(crate) fn new(incoming: RecvStream, answer: SendResponse<Slices>, longest: usize, handler: W) -> Self {
+    /// Creates a call whose messages have at most `max_length` bytes.
+    pub(crate) fn new(incoming: RecvStream, respond: SendResponse<Slices>, max_length: usize, handler: W) -> Self {
         Self {
             incoming,
             unreleased: 0,
-            decoder: MessageDecoder::new(longest),
+            decoder: MessageDecoder::new(max_length),
             handler,
             replies: ReplyQueue::new(),
             send_buffer: SendBuffer::default(),
-            response: GrpcResponse::NotStarted(answer),
+            response: GrpcResponse::NotStarted(respond),
             end: None,
         }
     }
 
     fn poll_call(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Disconnected>> {
-        let mut waits = false;
+        let mut is_waiting = false;
         loop {
             ready!(self.poll_send(context))?;
             if let Some(status) = &self.end {
                 return Poll::Ready(self.response.end(status));
             }
             self.release_capacity()?;
-            if waits {
-                let answer = self.response.start()?;
-                return answer.poll_reset(context).map(|_| Err(Disconnected));
+            if is_waiting {
+                let stream = self.response.start()?;
+                return stream.poll_reset(context).map(|_| Err(Disconnected));
             }
-            waits = self.poll_receive(context)?.is_pending();
+            is_waiting = self.poll_receive(context)?.is_pending();
             self.replies.drain(..).for_each(|reply| self.send_buffer.push(reply));
         }
     }
 
-    /// Takes in what is there: until it has an end, or enough to say, or nothing more is there.
+    /// Handles the available messages until the call ends, a full body chunk is queued, or no more data is available.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Disconnected> {
-        let mut said = 0;
-        // When a whole part is waiting to be sent nothing more is taken in.
-        while self.end.is_none() && said < MAX_BODY_CHUNK {
+        let mut queued = 0;
+        // Stop receiving while a full chunk waits to be sent.
+        while self.end.is_none() && queued < MAX_BODY_CHUNK {
             let Poll::Ready(next) = self.handler.poll_ready(context, &mut self.replies) else {
                 return Ok(Poll::Pending);
             };
@@ -147,7 +147,7 @@ impl<W: CallHandler> GrpcCall<W> {
             if let CallFlow::End(status) = next {
                 self.end = Some(status);
             }
-            said = self.replies.iter().map(ProcessorReply::len).sum();
+            queued = self.replies.iter().map(ProcessorReply::len).sum();
         }
         Ok(Poll::Ready(()))
     }
@@ -159,24 +159,24 @@ impl<W: CallHandler> GrpcCall<W> {
         }
     }
 
-    /// Gives everything that is to be said to the connection, as the other end has room for it.
+    /// Passes all queued bytes to the connection, as far as its flow control allows.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Disconnected>> {
         while self.send_buffer.len() > 0 {
-            let answer = self.response.start()?;
-            answer.reserve_capacity(self.send_buffer.len());
-            let room = match answer.capacity() {
-                0 => match ready!(answer.poll_capacity(context)) {
-                    Some(room) => room?,
+            let stream = self.response.start()?;
+            stream.reserve_capacity(self.send_buffer.len());
+            let capacity = match stream.capacity() {
+                0 => match ready!(stream.poll_capacity(context)) {
+                    Some(capacity) => capacity?,
                     None => return Poll::Ready(Err(Disconnected)),
                 },
-                room => room,
+                capacity => capacity,
             };
-            answer.send_data(self.send_buffer.take(room), false)?;
+            stream.send_data(self.send_buffer.take(capacity), false)?;
         }
         Poll::Ready(Ok(()))
     }
 
-    /// What was taken in is done with: the other end may send as much again.
+    /// Releases the received bytes to flow control, so that the peer may send as much again.
     fn release_capacity(&mut self) -> Result<(), Disconnected> {
         Ok(self.incoming.flow_control().release_capacity(std::mem::take(&mut self.unreleased))?)
     }
@@ -184,22 +184,22 @@ impl<W: CallHandler> GrpcCall<W> {
 
 impl GrpcResponse {
     fn start(&mut self) -> Result<&mut SendStream<Slices>, Disconnected> {
-        if let Self::NotStarted(due) = self {
-            *self = Self::Started(due.send_response(response_head(), false)?);
+        if let Self::NotStarted(respond) = self {
+            *self = Self::Started(respond.send_response(response_head(), false)?);
         }
         match self {
-            Self::Started(begun) => Ok(begun),
+            Self::Started(stream) => Ok(stream),
             Self::NotStarted(_) => Err(Disconnected),
         }
     }
 
     fn end(&mut self, status: &GrpcStatus) -> Result<(), Disconnected> {
         match self {
-            Self::NotStarted(due) => send_trailers_only(due, status),
-            Self::Started(begun) => {
+            Self::NotStarted(respond) => send_trailers_only(respond, status),
+            Self::Started(stream) => {
                 let mut trailers = HeaderMap::with_capacity(2);
                 status.write_to(&mut trailers);
-                Ok(begun.send_trailers(trailers)?)
+                Ok(stream.send_trailers(trailers)?)
             }
         }
     }
@@ -211,17 +211,17 @@ fn response_head() -> Response<()> {
     head
 }
 
-fn send_trailers_only(answer: &mut SendResponse<Slices>, status: &GrpcStatus) -> Result<(), Disconnected> {
+fn send_trailers_only(respond: &mut SendResponse<Slices>, status: &GrpcStatus) -> Result<(), Disconnected> {
     let mut head = response_head();
     status.write_to(head.headers_mut());
-    answer.send_response(head, true)?;
+    respond.send_response(head, true)?;
     Ok(())
 }
 
-/// Ends a call before it begins.
-pub(crate) fn refuse_call(mut answer: SendResponse<Slices>, status: &GrpcStatus) {
-    // Where it fails, nobody listens any more.
-    drop(send_trailers_only(&mut answer, status));
+/// Ends a call with `status` and no messages.
+pub(crate) fn refuse_call(mut respond: SendResponse<Slices>, status: &GrpcStatus) {
+    // Fails only if the client has disconnected.
+    drop(send_trailers_only(&mut respond, status));
 }
 
 impl<W: CallHandler + Unpin> Future for GrpcCall<W> {

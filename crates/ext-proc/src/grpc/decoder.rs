@@ -1,63 +1,70 @@
-//! What comes on a stream, cut into messages; a long one in pieces, where whoever reads them can do with that.
+//! Splits a stream into gRPC messages; long ones are yielded in parts to handlers that accept them.
 
 use super::{GrpcStatus, PREFIX_LENGTH};
 use crate::proto::Direction;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// So much of a message tells whether it can be read in pieces.
+/// Number of bytes of a message that are needed to tell whether it can be read in parts.
 const PARTIAL_PREFIX: usize = 16;
-/// A message of this length may be put together without asking.
+/// A message up to this length may be buffered without asking for memory.
 const SMALL_MESSAGE: usize = 64 * 1024;
-/// What is kept free at first for a message that has to be put together.
+/// Initial buffer capacity for a message that is buffered whole.
 const INITIAL_CAPACITY: usize = 256 * 1024;
 
-/// A message that comes in.
+/// An incoming message type.
 pub(crate) trait StreamableMessage: prost::Message + Default {
-    /// How a message opens that can be read in pieces, from its first bytes; none where it cannot.
-    fn partial_frame(_first: &[u8]) -> Option<PartialFrame> {
+    /// Parses the first bytes of a message that can be read in parts. `None` if it cannot.
+    fn partial_frame(_prefix: &[u8]) -> Option<PartialFrame> {
         None
     }
 
-    /// A piece of such a message; with the bytes behind the body, where it is the last.
-    fn from_chunk(_opening: &PartialFrame, _body: Bytes, _behind: Option<&[u8]>) -> Result<Self, GrpcStatus> {
-        Err(GrpcStatus::unimplemented("this message does not come in pieces"))
+    /// Creates a message from a part of the body. `suffix` has the bytes after the body; it is `None` unless this is
+    /// the last part.
+    fn from_chunk(_frame: &PartialFrame, _body: Bytes, _suffix: Option<&[u8]>) -> Result<Self, GrpcStatus> {
+        Err(GrpcStatus::unimplemented("this message cannot be read in parts"))
     }
 }
 
-/// The beginning of a message with a body that is longer than what is there.
+/// Layout of a message with a body that has not arrived completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PartialFrame {
-    /// Whose body it is.
+    /// Direction of the body.
     pub(crate) direction: Direction,
-    /// How many bytes stand before it.
+    /// Number of bytes before the body.
     pub(crate) prefix_length: usize,
-    /// Its length.
+    /// Length of the body in bytes.
     pub(crate) body_length: usize,
-    /// How many bytes of what it lies in stand behind it.
+    /// Number of bytes after the body that belong to the enclosing field.
     pub(crate) suffix_length: usize,
 }
 
-/// The messages of a stream.
+/// Decoder of the messages of one stream.
 #[derive(Debug)]
 pub(crate) struct MessageDecoder {
     chunks: ChunkBuffer,
     state: DecodeState,
-    /// The length of the longest.
     max_length: usize,
 }
 
-/// The message that comes next.
+/// Progress of the next message.
 #[derive(Debug)]
 enum DecodeState {
-    /// Nothing of it has been read.
     Idle,
-    /// Its length is known.
-    LengthKnown { length: usize },
-    /// It is put together.
-    Collecting { length: usize, buffer: BytesMut },
-    /// It is read in pieces: so much of the body is left, and so much stands behind it.
-    Streaming { frame: PartialFrame, body_left: usize, trailing_length: usize },
+    LengthKnown {
+        length: usize,
+    },
+    /// The message is buffered whole.
+    Collecting {
+        length: usize,
+        buffer: BytesMut,
+    },
+    /// The message is read in parts.
+    Streaming {
+        frame: PartialFrame,
+        body_left: usize,
+        trailing_length: usize,
+    },
 }
 
 impl MessageDecoder {
@@ -65,12 +72,11 @@ impl MessageDecoder {
         Self { chunks: ChunkBuffer::default(), state: DecodeState::Idle, max_length }
     }
 
-    /// More has come.
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.chunks.push(chunk);
     }
 
-    /// How long the message is that is being put together, where it is a long one.
+    /// Returns the length of the message that is being buffered whole, if it is a long one.
     pub(super) fn collecting_length(&self) -> Option<usize> {
         match self.state {
             DecodeState::Collecting { length, .. } if length > SMALL_MESSAGE => Some(length),
@@ -78,10 +84,11 @@ impl MessageDecoder {
         }
     }
 
-    /// The next message, or piece of one; none until more has come.
+    /// Decodes the next message or the next part of one. `None` if more data is needed. `accepts_chunks` tells for
+    /// which directions messages may be yielded in parts.
     pub(crate) fn next<M: StreamableMessage>(
         &mut self,
-        in_pieces: impl Fn(Direction) -> bool,
+        accepts_chunks: impl Fn(Direction) -> bool,
     ) -> Result<Option<M>, GrpcStatus> {
         loop {
             match &mut self.state {
@@ -96,16 +103,12 @@ impl MessageDecoder {
                 DecodeState::LengthKnown { .. } if self.chunks.length < PARTIAL_PREFIX => return Ok(None),
                 DecodeState::LengthKnown { length } => {
                     let length = *length;
-                    let opening =
-                        M::partial_frame(&self.chunks.peek_prefix()).filter(|opening| in_pieces(opening.direction));
-                    self.state = match opening.and_then(|opening| Some((opening, opening.trailing_length(length)?))) {
-                        Some((opening, behind)) => {
-                            self.chunks.take(opening.prefix_length);
-                            DecodeState::Streaming {
-                                frame: opening,
-                                body_left: opening.body_length,
-                                trailing_length: behind,
-                            }
+                    let frame =
+                        M::partial_frame(&self.chunks.peek_prefix()).filter(|frame| accepts_chunks(frame.direction));
+                    self.state = match frame.and_then(|frame| Some((frame, frame.trailing_length(length)?))) {
+                        Some((frame, trailing_length)) => {
+                            self.chunks.take(frame.prefix_length);
+                            DecodeState::Streaming { frame, body_left: frame.body_length, trailing_length }
                         }
                         None => DecodeState::Collecting {
                             length,
@@ -121,37 +124,39 @@ impl MessageDecoder {
                     let bytes = buffer.split().freeze();
                     return self.decode_whole(bytes);
                 }
-                DecodeState::Streaming { frame: opening, body_left: left, trailing_length: behind } => {
-                    let (opening, here) = (*opening, self.chunks.front_length());
-                    if here < *left {
-                        let Some(body) = self.chunks.take_front(here) else { return Ok(None) };
-                        *left -= body.len();
-                        return M::from_chunk(&opening, body, None).map(Some);
+                DecodeState::Streaming { frame, body_left, trailing_length } => {
+                    let (frame, available) = (*frame, self.chunks.front_length());
+                    if available < *body_left {
+                        let Some(body) = self.chunks.take_front(available) else { return Ok(None) };
+                        *body_left -= body.len();
+                        return M::from_chunk(&frame, body, None).map(Some);
                     }
-                    // The last is told together with what stands behind it, such as that nothing follows.
-                    if self.chunks.length < *left + *behind {
+                    // The last part is yielded with the fields after the body, such as `end_of_stream`.
+                    if self.chunks.length < *body_left + *trailing_length {
                         return Ok(None);
                     }
-                    let (body, behind) = (self.chunks.take(*left), self.chunks.take(*behind));
+                    let (body, suffix) = (self.chunks.take(*body_left), self.chunks.take(*trailing_length));
                     self.state = DecodeState::Idle;
-                    return M::from_chunk(&opening, body, Some(&behind)).map(Some);
+                    return M::from_chunk(&frame, body, Some(&suffix)).map(Some);
                 }
             }
         }
     }
 
-    /// The length of the next message, as soon as it is there.
+    /// Reads the prefix of the next message. `None` if it has not arrived completely.
     fn read_length(&mut self) -> Result<Option<usize>, GrpcStatus> {
         if self.chunks.length < PREFIX_LENGTH {
             return Ok(None);
         }
         let mut prefix = self.chunks.take(PREFIX_LENGTH);
         if prefix.get_u8() != 0 {
-            return Err(GrpcStatus::unimplemented("compressed messages are not read here"));
+            return Err(GrpcStatus::unimplemented("compressed messages are not supported"));
         }
-        let (length, longest) = (prefix.get_u32() as usize, self.max_length);
-        if length > longest {
-            return Err(GrpcStatus::out_of_range(format!("a message of {length} bytes, where {longest} are the most")));
+        let (length, max) = (prefix.get_u32() as usize, self.max_length);
+        if length > max {
+            return Err(GrpcStatus::out_of_range(format!(
+                "message of {length} bytes exceeds the maximum of {max} bytes"
+            )));
         }
         Ok(Some(length))
     }
@@ -163,13 +168,13 @@ impl MessageDecoder {
 }
 
 impl PartialFrame {
-    /// How much of a message of this length stands behind the body; none where the body does not fit.
+    /// Returns how many bytes of a message of this length follow the body. `None` if the lengths are inconsistent.
     fn trailing_length(&self, length: usize) -> Option<usize> {
         length.checked_sub(self.prefix_length)?.checked_sub(self.body_length).filter(|rest| *rest >= self.suffix_length)
     }
 }
 
-/// Bytes as they have come.
+/// Received chunks that were not decoded yet.
 #[derive(Debug, Default)]
 struct ChunkBuffer {
     chunks: VecDeque<Bytes>,
@@ -184,20 +189,20 @@ impl ChunkBuffer {
         }
     }
 
-    /// How many bytes lie together in front.
+    /// Returns the length of the first chunk.
     fn front_length(&self) -> usize {
         self.chunks.front().map_or(0, Bytes::len)
     }
 
-    /// The first bytes, [`OPENING`] of them where there are so many.
+    /// Copies the first [`PARTIAL_PREFIX`] bytes, or all if there are fewer.
     fn peek_prefix(&self) -> Vec<u8> {
         self.chunks.iter().flat_map(|chunk| chunk.iter().copied()).take(PARTIAL_PREFIX).collect()
     }
 
-    /// Takes out what lies together in front, at most so much of it; none where nothing is there.
-    fn take_front(&mut self, most: usize) -> Option<Bytes> {
+    /// Removes at most `max` bytes of the first chunk, without copying. `None` if the buffer is empty.
+    fn take_front(&mut self, max: usize) -> Option<Bytes> {
         let first = self.chunks.front_mut()?;
-        let slice = first.split_to(most.min(first.len()));
+        let slice = first.split_to(max.min(first.len()));
         if first.is_empty() {
             self.chunks.pop_front();
         }
@@ -205,17 +210,17 @@ impl ChunkBuffer {
         Some(slice)
     }
 
-    /// Takes out so much, or all where it is less.
+    /// Removes `count` bytes, or all if there are fewer; copies them if they span chunks.
     fn take(&mut self, count: usize) -> Bytes {
         if count <= self.front_length() {
             return self.take_front(count).unwrap_or_default();
         }
-        let mut together = BytesMut::with_capacity(count.min(self.length));
-        self.fill(&mut together, count);
-        together.freeze()
+        let mut joined = BytesMut::with_capacity(count.min(self.length));
+        self.fill(&mut joined, count);
+        joined.freeze()
     }
 
-    /// Moves bytes behind those of `buffer`, until it has so many or nothing is left here.
+    /// Moves bytes to the end of `buffer` until it has `length` bytes or nothing is left.
     fn fill(&mut self, buffer: &mut BytesMut, length: usize) {
         while buffer.len() < length
             && let Some(slice) = self.take_front(length - buffer.len())

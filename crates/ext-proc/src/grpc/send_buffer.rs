@@ -1,4 +1,4 @@
-//! Replies on their way: put together without copying the long slices of bodies that are in them.
+//! Send buffer for replies, which does not copy the long body slices in them.
 
 use super::PREFIX_LENGTH;
 use crate::proto::{BodyChunk, ProcessorReply};
@@ -6,18 +6,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::{collections::VecDeque, io::IoSlice};
 
-/// Up to this length copying a slice costs less than keeping it apart.
+/// Slices up to this length are copied, which is cheaper than sending them separately.
 const MAX_COPY: usize = 2048;
-/// What stands around the slices of a body.
+/// Capacity for the fields around the slices of a body.
 const OVERHEAD: usize = 64;
 
-/// What is to be sent, as bytes.
+/// Encoded replies that wait to be sent.
 #[derive(Debug, Default)]
 pub(crate) struct SendBuffer {
     slices: VecDeque<Bytes>,
-    /// What has been written behind them.
+    /// Encoded bytes after the last slice.
     tail: BytesMut,
-    /// Of all of it.
+    /// Total length of slices and tail.
     length: usize,
 }
 
@@ -26,7 +26,6 @@ impl SendBuffer {
         self.length
     }
 
-    /// Adds a reply behind those that are there.
     pub(crate) fn push(&mut self, reply: ProcessorReply) {
         match reply {
             ProcessorReply::Encoded(bytes) => {
@@ -37,14 +36,14 @@ impl SendBuffer {
                 self.begin_message(message.encoded_len());
                 message.encode_raw(&mut self.tail);
             }
-            ProcessorReply::BodyChunk(part) => self.push_body(part),
+            ProcessorReply::BodyChunk(chunk) => self.push_body(chunk),
         }
     }
 
-    fn push_body(&mut self, part: BodyChunk) {
-        self.begin_message(part.encoded_len());
-        part.write_prefix(&mut self.tail);
-        for slice in part.slices {
+    fn push_body(&mut self, chunk: BodyChunk) {
+        self.begin_message(chunk.encoded_len());
+        chunk.write_prefix(&mut self.tail);
+        for slice in chunk.slices {
             if slice.len() <= MAX_COPY {
                 self.tail.put_slice(&slice);
             } else {
@@ -52,15 +51,15 @@ impl SendBuffer {
                 self.slices.push_back(slice);
             }
         }
-        BodyChunk::write_suffix(part.end_of_stream, &mut self.tail);
+        BodyChunk::write_suffix(chunk.end_of_stream, &mut self.tail);
     }
 
-    /// Begins a message of this length.
+    /// Writes the prefix of a message of this length.
     fn begin_message(&mut self, length: usize) {
         self.length += PREFIX_LENGTH + length;
         self.tail.reserve(PREFIX_LENGTH + length.min(MAX_COPY) + OVERHEAD);
         self.tail.put_u8(0);
-        // Nothing here is longer than a body, of which lengths are limited far below.
+        // Bodies are limited to far less than 4 GiB, so the fallback is never taken.
         self.tail.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     }
 
@@ -70,15 +69,15 @@ impl SendBuffer {
         }
     }
 
-    /// Takes at most the first `most` bytes out.
-    pub(crate) fn take(&mut self, most: usize) -> Slices {
+    /// Removes at most the first `max` bytes.
+    pub(crate) fn take(&mut self, max: usize) -> Slices {
         self.freeze_tail();
-        if most >= self.length {
+        if max >= self.length {
             self.length = 0;
             return Slices(std::mem::take(&mut self.slices));
         }
-        self.length -= most;
-        let (mut taken, mut left) = (VecDeque::new(), most);
+        self.length -= max;
+        let (mut taken, mut left) = (VecDeque::new(), max);
         while let Some(first) = self.slices.front_mut().filter(|_| left > 0) {
             let slice = first.split_to(left.min(first.len()));
             left -= slice.len();
@@ -91,7 +90,7 @@ impl SendBuffer {
     }
 }
 
-/// Bytes that lie apart, as those of one frame.
+/// Non-contiguous bytes of one frame.
 #[derive(Debug, Default)]
 pub(crate) struct Slices(VecDeque<Bytes>);
 
@@ -110,7 +109,7 @@ impl Buf for Slices {
     }
 
     fn advance(&mut self, mut count: usize) {
-        // Nobody goes further than there are bytes.
+        // Callers never advance beyond the remaining bytes.
         while let Some(first) = self.0.front_mut().filter(|_| count > 0) {
             let step = count.min(first.len());
             first.advance(step);
@@ -125,7 +124,7 @@ impl Buf for Slices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{Direction, ProcessingResponse};
+    use crate::proto::{self, Direction};
     use proptest::prelude::*;
 
     fn replies() -> impl Strategy<Value = Vec<ProcessorReply>> {
@@ -139,31 +138,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_taken_out_is_the_messages_that_went_in(
+        fn bytes_taken_out_are_the_messages_that_were_pushed(
             replies in replies(),
-            most in prop::collection::vec(1..20_000usize, 1..8),
+            max in prop::collection::vec(1..20_000usize, 1..8),
             step in 1..5000usize,
         ) {
-            let mut outbox = SendBuffer::default();
+            let mut buffer = SendBuffer::default();
             for reply in &replies {
-                outbox.push(reply.clone());
+                buffer.push(reply.clone());
             }
-            let (length, mut sent) = (outbox.len(), Vec::new());
-            for most in most.into_iter().cycle() {
-                if outbox.len() == 0 {
+            let (length, mut sent) = (buffer.len(), Vec::new());
+            for max in max.into_iter().cycle() {
+                if buffer.len() == 0 {
                     break;
                 }
-                let mut slices = outbox.take(most);
-                prop_assert!(slices.remaining() <= most);
+                let mut slices = buffer.take(max);
+                prop_assert!(slices.remaining() <= max);
                 while slices.has_remaining() {
-                    // As a writer sees them that gets rid of some at a time.
+                    // Consumes the slices like a writer that accepts a few bytes at a time.
                     let mut vectored = [IoSlice::new(&[]); 3];
                     let count = slices.chunks_vectored(&mut vectored);
-                    let seen = vectored[..count].iter().flat_map(|slice| slice.iter().copied()).take(step);
-                    let seen: Vec<u8> = seen.collect();
-                    prop_assert!(slices.chunk().starts_with(&seen[..seen.len().min(slices.chunk().len())]));
-                    slices.advance(seen.len());
-                    sent.extend(seen);
+                    let written = vectored[..count].iter().flat_map(|slice| slice.iter().copied()).take(step);
+                    let written: Vec<u8> = written.collect();
+                    prop_assert!(slices.chunk().starts_with(&written[..written.len().min(slices.chunk().len())]));
+                    slices.advance(written.len());
+                    sent.extend(written);
                 }
             }
             prop_assert_eq!(sent.len(), length);
@@ -174,7 +173,7 @@ mod tests {
                 let (message, rest) = sent.split_at(length);
                 let expected = reply.to_bytes();
                 prop_assert_eq!(message, &expected[..]);
-                prop_assert!(ProcessingResponse::decode(message).is_ok());
+                prop_assert!(proto::ProcessingResponse::decode(message).is_ok());
                 sent = rest;
             }
         }

@@ -1,9 +1,9 @@
-//! How calls end.
+//! gRPC status of a call.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt::{Display, Write as _};
 
-/// How a call has ended; the numbers are gRPC's.
+/// Status codes with gRPC's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Code {
     Ok = 0,
@@ -14,7 +14,7 @@ enum Code {
     Unavailable = 14,
 }
 
-/// How a call has ended, and why.
+/// Status code and message of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GrpcStatus {
     code: Code,
@@ -27,49 +27,50 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 impl GrpcStatus {
     pub(crate) const OK: Self = Self { code: Code::Ok, message: String::new() };
 
-    /// What came cannot be understood.
-    pub(crate) fn invalid_argument(words: impl Into<String>) -> Self {
-        Self { code: Code::InvalidArgument, message: words.into() }
+    /// The client sent an invalid message.
+    pub(crate) fn invalid_argument(message: impl Into<String>) -> Self {
+        Self { code: Code::InvalidArgument, message: message.into() }
     }
 
-    /// What came is no message of the method that was called.
-    pub(crate) fn malformed(why: impl Display) -> Self {
-        Self::invalid_argument(format!("not a message of this method: {why}"))
+    /// The client sent bytes that are no message of the called method.
+    pub(crate) fn malformed(reason: impl Display) -> Self {
+        Self::invalid_argument(format!("invalid message for this method: {reason}"))
     }
 
-    /// There is no such thing.
-    pub(crate) fn not_found(words: impl Into<String>) -> Self {
-        Self { code: Code::NotFound, message: words.into() }
+    /// The requested entity does not exist.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self { code: Code::NotFound, message: message.into() }
     }
 
-    /// What came is too long.
-    pub(crate) fn out_of_range(words: impl Into<String>) -> Self {
-        Self { code: Code::OutOfRange, message: words.into() }
+    /// The client sent a message that is too long.
+    pub(crate) fn out_of_range(message: impl Into<String>) -> Self {
+        Self { code: Code::OutOfRange, message: message.into() }
     }
 
-    /// Nobody here can do that.
-    pub(crate) fn unimplemented(words: impl Into<String>) -> Self {
-        Self { code: Code::Unimplemented, message: words.into() }
+    /// The method or feature is not supported.
+    pub(crate) fn unimplemented(message: impl Into<String>) -> Self {
+        Self { code: Code::Unimplemented, message: message.into() }
     }
 
-    /// Another server, or this one later, can do it.
-    pub(crate) fn unavailable(words: impl Into<String>) -> Self {
-        Self { code: Code::Unavailable, message: words.into() }
+    /// The server cannot serve the call now; the client may retry.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self { code: Code::Unavailable, message: message.into() }
     }
 
-    /// Puts it into trailers, or into the headers of an answer that has nothing else.
+    /// Adds the status to trailers, or to the headers of a response without messages.
     pub(super) fn write_to(&self, headers: &mut HeaderMap) {
         headers.insert(GRPC_STATUS, HeaderValue::from(self.code as u16));
-        if let Some(words) = percent_encode(&self.message) {
-            headers.insert(GRPC_MESSAGE, words);
+        if let Some(message) = percent_encode(&self.message) {
+            headers.insert(GRPC_MESSAGE, message);
         }
     }
 }
 
-/// Words as a header's value: what is not visible ASCII, and `%`, as `%XX`.
-fn percent_encode(words: &str) -> Option<HeaderValue> {
-    let mut escaped = String::with_capacity(words.len());
-    for byte in words.bytes() {
+/// Encodes a message as a header value: `%` and all bytes that are not visible ASCII or spaces become `%XX`. `None` if
+/// it is empty.
+fn percent_encode(message: &str) -> Option<HeaderValue> {
+    let mut escaped = String::with_capacity(message.len());
+    for byte in message.bytes() {
         match byte {
             b' '..=b'~' if byte != b'%' => escaped.push(byte.into()),
             // Writing to a string cannot fail.
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_stay_readable_whatever_is_in_them() {
+    fn message_is_percent_encoded() {
         let mut headers = HeaderMap::new();
         GrpcStatus::not_found("100 % ✓\n").write_to(&mut headers);
         assert_eq!(headers[GRPC_STATUS], "5");

@@ -1,23 +1,23 @@
-//! How bodies come, as the first message of a stream says.
+//! Body modes of a filter, from the first message of a stream.
 
-use crate::proto::{BodySendMode, ProtocolConfiguration};
+use crate::proto;
 
-/// How the bodies of one direction come.
+/// Body mode of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyMode {
-    /// Not at all.
+    /// The filter does not send the body.
     None,
-    /// Piece by piece, one reply for each.
+    /// Chunk by chunk, with one reply for each.
     Streamed,
-    /// As a whole.
+    /// The whole body in one message.
     Buffered,
-    /// Piece by piece, with replies whenever there are some.
+    /// Chunk by chunk, with replies at any time.
     FullDuplexStreamed,
-    /// In a way that does not show the whole of it.
+    /// A mode that does not show the complete body.
     Unsupported,
 }
 
-/// How the bodies of both directions come.
+/// Body modes of both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BodyModes {
     pub(super) request: BodyMode,
@@ -25,9 +25,9 @@ pub(super) struct BodyModes {
 }
 
 impl BodyModes {
-    /// A data plane that says nothing is taken for one that streams in full duplex: that is what upstream's own
-    /// servers, which never ask, are set up with everywhere.
-    pub(super) fn from_config(config: Option<&ProtocolConfiguration>) -> Self {
+    /// Reads the modes. A data plane that does not send them is assumed to use full duplex mode: this is how upstream's
+    /// own servers, which never read them, are configured everywhere.
+    pub(super) fn from_config(config: Option<&proto::ProtocolConfiguration>) -> Self {
         match config {
             Some(config) => {
                 Self { request: config.request_body_mode.into(), response: config.response_body_mode.into() }
@@ -37,15 +37,15 @@ impl BodyModes {
     }
 }
 
-/// A mode of later versions is one that is not understood.
+/// Modes of later protocol versions are unsupported.
 impl From<i32> for BodyMode {
     fn from(number: i32) -> Self {
-        match BodySendMode::try_from(number) {
-            Ok(BodySendMode::None) => Self::None,
-            Ok(BodySendMode::Streamed) => Self::Streamed,
-            Ok(BodySendMode::Buffered) => Self::Buffered,
-            Ok(BodySendMode::FullDuplexStreamed) => Self::FullDuplexStreamed,
-            Ok(BodySendMode::BufferedPartial | BodySendMode::Grpc) | Err(_) => Self::Unsupported,
+        match proto::BodySendMode::try_from(number) {
+            Ok(proto::BodySendMode::None) => Self::None,
+            Ok(proto::BodySendMode::Streamed) => Self::Streamed,
+            Ok(proto::BodySendMode::Buffered) => Self::Buffered,
+            Ok(proto::BodySendMode::FullDuplexStreamed) => Self::FullDuplexStreamed,
+            Ok(proto::BodySendMode::BufferedPartial | proto::BodySendMode::Grpc) | Err(_) => Self::Unsupported,
         }
     }
 }

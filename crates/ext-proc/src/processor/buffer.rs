@@ -1,67 +1,69 @@
-//! Bodies that wait until their model is known, because headers have to tell it first.
+//! Buffering of bodies until their model is known, if headers depend on it.
 //!
-//! Invariants: one request holds at most [`Hold::most`], and all together little more than the budget. Whoever does not
-//! get room is not read from any more, so that Envoy stops reading from the client; room for all that may come is taken
-//! at once, so that no two wait for each other.
+//! Invariants: one request buffers at most [`BufferBudget::limit`] bytes, and all together little more than the budget.
+//! A request that does not get its share is not read from any more, so that Envoy stops reading from its client. The
+//! share for the whole body is acquired in one step, so that no two requests wait for each other.
 
-use crate::proto::HeaderMap;
+use crate::proto;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use rollora_router::headers::HeaderLookup;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// So much may be held without room in the budget: what has come before anybody could be stopped.
+/// Bytes that a request may buffer outside the budget: what arrives before reading can be stopped.
 const UNBUDGETED_BYTES: usize = 64 * 1024;
-/// What room is counted in.
+/// Bytes per semaphore permit.
 const PERMIT_BYTES: usize = 1024;
 
-/// Room in the budget, until it is dropped.
+/// A share of the budget, released on drop.
 pub(crate) type Permit = OwnedSemaphorePermit;
 
-/// How much is held, and how long.
+/// Limits of buffering, shared by all requests.
 #[derive(Debug)]
 pub(crate) struct BufferBudget {
-    /// Of one request.
+    /// Maximum number of buffered bytes of one request.
     pub(crate) limit: usize,
+    /// Maximum time between two chunks while a part is buffered.
     pub(crate) timeout: Duration,
-    /// The room that is left for all together, of `units`.
+    /// Free part of `total_permits`.
     permits: Arc<Semaphore>,
     total_permits: u32,
 }
 
 impl BufferBudget {
-    /// At most `most` of one request for at most `timeout`, and `budget` of all together, which is enough for one.
+    /// Creates limits of `limit` bytes and `timeout` for one request, and `budget` bytes (at least `limit`) for all
+    /// together.
     pub(crate) fn new(limit: usize, budget: usize, timeout: Duration) -> Self {
-        let units = budget.max(limit).div_ceil(PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
-        let total_permits = u32::try_from(units).unwrap_or(u32::MAX);
+        let total_permits = budget.max(limit).div_ceil(PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        let total_permits = u32::try_from(total_permits).unwrap_or(u32::MAX);
         Self { limit, timeout, permits: Arc::new(Semaphore::new(total_permits as usize)), total_permits }
     }
 
-    /// Room for so many bytes, when there is some; all there is for whoever needs more than that.
+    /// Acquires budget for `bytes` bytes, or all of it if `bytes` is more than that.
     pub(crate) fn acquire(&self, bytes: usize) -> impl Future<Output = Option<Permit>> + Send + use<> {
-        let units = u32::try_from(bytes.div_ceil(PERMIT_BYTES))
-            .map_or(self.total_permits, |units| units.min(self.total_permits));
-        let room = Arc::clone(&self.permits).acquire_many_owned(units);
-        // It is never closed.
-        async move { room.await.ok() }
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES))
+            .map_or(self.total_permits, |permits| permits.min(self.total_permits));
+        let permit = Arc::clone(&self.permits).acquire_many_owned(permits);
+        // The semaphore is never closed.
+        async move { permit.await.ok() }
     }
 }
 
-/// The body of one request, as far as it has come.
+/// The part of a request body that has arrived.
 #[derive(Debug)]
 pub(super) struct BufferedBody {
     slices: Vec<Bytes>,
     length: usize,
-    /// How long the body is, where that is said.
+    /// Value of `content-length`, if there is one.
     content_length: Option<usize>,
     permit: Option<Permit>,
 }
 
 impl BufferedBody {
-    pub(super) fn new(headers: &HeaderMap) -> Self {
+    pub(super) fn new(headers: &proto::HeaderMap) -> Self {
         let content_length =
-            headers.first(CONTENT_LENGTH.as_str()).and_then(|said| str::from_utf8(said).ok()?.parse().ok());
+            headers.first(CONTENT_LENGTH.as_str()).and_then(|value| str::from_utf8(value).ok()?.parse().ok());
         Self { slices: Vec::new(), length: 0, content_length, permit: None }
     }
 
@@ -70,25 +72,25 @@ impl BufferedBody {
         self.slices.append(&mut slices);
     }
 
-    /// All that was held, and these behind it.
+    /// Returns the buffered slices followed by `slices`.
     pub(super) fn joined_with(&self, mut slices: Vec<Bytes>) -> Vec<Bytes> {
         let mut all = self.slices.clone();
         all.append(&mut slices);
         all
     }
 
-    pub(super) fn exceeds_limit(&self, hold: &BufferBudget) -> bool {
-        self.length > hold.limit
+    pub(super) fn exceeds_limit(&self, budget: &BufferBudget) -> bool {
+        self.length > budget.limit
     }
 
-    pub(super) fn needs_permit(&self, hold: &BufferBudget) -> Option<usize> {
+    pub(super) fn needs_permit(&self, budget: &BufferBudget) -> Option<usize> {
         if self.length <= UNBUDGETED_BYTES || self.permit.is_some() {
             return None;
         }
-        Some(self.content_length.map_or(hold.limit, |said| said.max(self.length).min(hold.limit)))
+        Some(self.content_length.map_or(budget.limit, |length| length.max(self.length).min(budget.limit)))
     }
 
-    pub(super) fn set_permit(&mut self, room: Permit) {
-        self.permit = Some(room);
+    pub(super) fn set_permit(&mut self, permit: Permit) {
+        self.permit = Some(permit);
     }
 }

@@ -1,7 +1,7 @@
-//! The headers that no client has to send, and what stands under their names in the end.
+//! Internal headers of a request: those that the client sent are removed, and those for downstream components are set.
 
 use super::{RewriteMode, RewriteOptions};
-use crate::proto::{HeaderMap, HeaderMutation, RequestHeaderMutation};
+use crate::proto::{self, RequestHeaderMutation};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use rollora_router::{
@@ -9,12 +9,12 @@ use rollora_router::{
     headers::{BASE_MODEL_HEADER, INTERNAL_HEADERS, MODEL_HEADER, REWRITE_HEADERS, encode_header_value},
 };
 
-/// What a client, or a filter before this one, sent under internal names; mostly nothing.
+/// Internal headers that the client, or an earlier filter, sent; usually none.
 #[derive(Debug, Default)]
 pub(super) struct InternalHeaders(Vec<(&'static str, Bytes)>);
 
 impl InternalHeaders {
-    pub(super) fn from_headers(headers: &HeaderMap) -> Self {
+    pub(super) fn from_headers(headers: &proto::HeaderMap) -> Self {
         let internal = headers.headers.iter().filter(|line| line.key.starts_with(b"x-")).filter_map(|line| {
             let name = INTERNAL_HEADERS.into_iter().find(|name| name.as_bytes() == &line.key[..])?;
             Some((name, Bytes::copy_from_slice(line.value())))
@@ -22,75 +22,78 @@ impl InternalHeaders {
         Self(internal.collect())
     }
 
-    /// All of it removed, where nothing is told instead yet.
+    /// Returns a mutation that removes all of them, for when no header can be set yet. `None` if there are none.
     pub(super) fn removal(&self) -> Option<RequestHeaderMutation> {
         self.build_mutation(Vec::new(), false)
     }
 
-    /// What the request's headers become, the model being known as far as it will be.
-    pub(super) fn mutation(&self, how: &RewriteOptions, exchange: &Exchange) -> Option<RequestHeaderMutation> {
-        let told = model_headers(how, exchange);
-        let clear_route_cache = how.routing_headers && self.changes_route(&told);
-        self.build_mutation(told, clear_route_cache)
+    /// Returns the mutation for the state of the exchange, which sets the model headers and removes all other internal
+    /// ones. `None` if nothing changes.
+    pub(super) fn mutation(&self, options: &RewriteOptions, exchange: &Exchange) -> Option<RequestHeaderMutation> {
+        let set = model_headers(options, exchange);
+        let clear_route_cache = options.routing_headers && self.changes_route(&set);
+        self.build_mutation(set, clear_route_cache)
     }
 
-    /// The same, where what was sent has been [`Self::removed`].
-    pub(super) fn late_mutation(&self, how: &RewriteOptions, exchange: &Exchange) -> Option<RequestHeaderMutation> {
-        let change = how.sets_model_headers().then(|| self.mutation(how, exchange)).flatten();
+    /// Like [`Self::mutation`], if [`Self::removal`] was applied before.
+    pub(super) fn late_mutation(&self, options: &RewriteOptions, exchange: &Exchange) -> Option<RequestHeaderMutation> {
+        let change = options.sets_model_headers().then(|| self.mutation(options, exchange)).flatten();
         change.filter(|change| change.clear_route_cache || !change.mutation.set_headers.is_empty())
     }
 
     fn build_mutation(
         &self,
-        told: Vec<(&'static str, Bytes)>,
+        set: Vec<(&'static str, Bytes)>,
         clear_route_cache: bool,
     ) -> Option<RequestHeaderMutation> {
-        let is_told = |name: &str| told.iter().any(|(other, _)| *other == name);
-        let mut names: Vec<&str> = self.0.iter().map(|(name, _)| *name).filter(|name| !is_told(name)).collect();
-        names.sort_unstable();
-        names.dedup();
-        if names.is_empty() && told.is_empty() {
+        let is_set = |name: &str| set.iter().any(|(other, _)| *other == name);
+        let mut removed: Vec<&str> = self.0.iter().map(|(name, _)| *name).filter(|name| !is_set(name)).collect();
+        removed.sort_unstable();
+        removed.dedup();
+        if removed.is_empty() && set.is_empty() {
             return None;
         }
-        let set =
-            HeaderMutation::overwrite(told.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)));
-        let headers = HeaderMutation { remove_headers: HeaderMutation::remove(names).remove_headers, ..set };
-        Some(RequestHeaderMutation { mutation: headers, clear_route_cache })
+        let set = proto::HeaderMutation::overwrite(
+            set.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)),
+        );
+        let mutation =
+            proto::HeaderMutation { remove_headers: proto::HeaderMutation::remove(removed).remove_headers, ..set };
+        Some(RequestHeaderMutation { mutation, clear_route_cache })
     }
 
-    /// Whether a header by which routes are chosen is another one than was sent.
-    fn changes_route(&self, told: &[(&'static str, Bytes)]) -> bool {
+    /// Returns whether a header by which gateways choose routes differs from what the client sent.
+    fn changes_route(&self, set: &[(&'static str, Bytes)]) -> bool {
         [MODEL_HEADER, BASE_MODEL_HEADER].into_iter().any(|name| {
-            let of = |lines: &[(&'static str, Bytes)]| -> Vec<Bytes> {
-                lines.iter().filter(|(other, _)| *other == name).map(|(_, value)| value.clone()).collect()
+            let values = |headers: &[(&'static str, Bytes)]| -> Vec<Bytes> {
+                headers.iter().filter(|(other, _)| *other == name).map(|(_, value)| value.clone()).collect()
             };
-            of(&self.0) != of(told)
+            values(&self.0) != values(set)
         })
     }
 }
 
-/// What is told in headers.
-fn model_headers(how: &RewriteOptions, exchange: &Exchange) -> Vec<(&'static str, Bytes)> {
-    let mut told = Vec::new();
-    let mut tell = |name, value: &HeaderValue| told.push((name, Bytes::copy_from_slice(value.as_bytes())));
-    let asked =
+/// Returns the headers that pass the model to downstream components.
+fn model_headers(options: &RewriteOptions, exchange: &Exchange) -> Vec<(&'static str, Bytes)> {
+    let mut headers = Vec::new();
+    let mut set = |name, value: &HeaderValue| headers.push((name, Bytes::copy_from_slice(value.as_bytes())));
+    let requested =
         exchange.requested_model().or(exchange.served_model()).filter(|name| !name.is_empty()).map(encode_header_value);
-    if how.routing_headers
-        && let Some(asked) = &asked
+    if options.routing_headers
+        && let Some(requested) = &requested
     {
-        tell(MODEL_HEADER, asked);
-        // Whoever a rule chooses is served by the pool. Of other names only one is known to be so.
-        let is_ours = |base: &&HeaderValue| exchange.target_header().is_some() || asked == *base;
-        if let Some(base) = how.base_model.as_ref().filter(is_ours) {
-            tell(BASE_MODEL_HEADER, base);
+        set(MODEL_HEADER, requested);
+        // The pool serves every target of a rule. Of all other names only the base model is known to be served by it.
+        let is_ours = |base: &&HeaderValue| exchange.target_header().is_some() || requested == *base;
+        if let Some(base) = options.base_model.as_ref().filter(is_ours) {
+            set(BASE_MODEL_HEADER, base);
         }
     }
-    if how.mode == RewriteMode::Header
+    if options.mode == RewriteMode::Header
         && let Some(target) = exchange.target_header()
     {
         for name in REWRITE_HEADERS {
-            tell(name, target);
+            set(name, target);
         }
     }
-    told
+    headers
 }

@@ -1,14 +1,15 @@
-//! A filter in observability mode: it waits for nothing and is told nothing, so what it sees is only counted.
+//! Metrics of a filter in observability mode, which gets no replies.
 //!
-//! It stands before the rewriting filter. Responses pass the filters in reverse, so it sees the response as the
-//! rewriting one has left it: [`TARGET_HEADER`] says whose answer it is, and no request body has to be read again.
+//! The filter is placed before the rewriting filter. Responses pass the filters in reverse order, so it sees the
+//! response after the rewriting filter has processed it: [`TARGET_HEADER`] contains the target, and no request body
+//! needs to be read again.
 //!
-//! Bounded: targets that are in no rule, and have not been lately, are counted together.
+//! Cardinality is bounded: targets that are in no rule, and were not recently, share one label.
 
 mod token_usage;
 
 use super::{ProcessorShared, response_status};
-use crate::proto::{HeaderMap, HttpHeaders, ProcessingEvent};
+use crate::proto;
 use jiff::Timestamp;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -20,12 +21,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use token_usage::TokenUsage;
 
-/// Targets that have figures of their own.
+/// Maximum number of targets with their own series.
 const MAX_TARGETS: usize = 2_000;
-/// What no rule chose, or somebody beyond [`MOST_TARGETS`].
+/// Label for responses without a target, for unknown targets, and for those beyond [`MAX_TARGETS`].
 const OTHER: &str = "other";
 
-/// Upper bounds of the seconds to the end of an answer.
+/// Bucket bounds for the time to the end of a response, in seconds.
 const DURATION_BUCKETS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,7 +40,7 @@ struct ResponseEndLabels {
     end: &'static str,
 }
 
-/// What all observing filters have seen; clones share it.
+/// Metrics of all observing filters; clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct ObservedMetrics {
     in_flight: Family<TargetLabel, Gauge>,
@@ -53,7 +54,7 @@ pub(crate) struct ObservedMetrics {
 
 impl ObservedMetrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
-        let figures = Self {
+        let metrics = Self {
             in_flight: Family::default(),
             responses: Family::default(),
             duration_seconds: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
@@ -63,34 +64,42 @@ impl ObservedMetrics {
             targets: Arc::default(),
         };
         let registry = registry.sub_registry_with_prefix("rollora_observed");
-        registry.register("answers_in_flight", "Answers that have begun and not ended", figures.in_flight.clone());
-        registry.register("answers", "Answers that have ended: whole, or cut off", figures.responses.clone());
+        registry.register("answers_in_flight", "Responses that have not ended", metrics.in_flight.clone());
+        registry.register(
+            "answers",
+            "Responses that have ended, complete (whole) or not (cut)",
+            metrics.responses.clone(),
+        );
         registry.register(
             "seconds",
-            "Seconds from the request's headers to the answer's end",
-            figures.duration_seconds.clone(),
+            "Time from the request headers to the end of the response, in seconds",
+            metrics.duration_seconds.clone(),
         );
-        registry.register("answer_bytes", "Bytes of answers", figures.response_bytes.clone());
-        registry.register("prompt_tokens", "Tokens of prompts, as answers say", figures.prompt_tokens.clone());
-        registry.register("completion_tokens", "Tokens of answers, as they say", figures.completion_tokens.clone());
-        figures
+        registry.register("answer_bytes", "Size of response bodies, in bytes", metrics.response_bytes.clone());
+        registry.register("prompt_tokens", "Prompt tokens, as reported in responses", metrics.prompt_tokens.clone());
+        registry.register(
+            "completion_tokens",
+            "Completion tokens, as reported in responses",
+            metrics.completion_tokens.clone(),
+        );
+        metrics
     }
 
-    /// The name under which a target is counted.
-    fn label(&self, rules: &ProcessorShared, target: Option<&[u8]>) -> TargetLabel {
+    /// Returns the label for a target.
+    fn label(&self, shared: &ProcessorShared, target: Option<&[u8]>) -> TargetLabel {
         let known = target.and_then(|name| str::from_utf8(name).ok()).filter(|name| {
-            // Nothing panics while it is held.
+            // No code panics while it holds this lock.
             let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
             targets.contains(*name)
                 || (targets.len() < MAX_TARGETS
-                    && rules.active_rules.is_known(name)
+                    && shared.active_rules.is_known(name)
                     && targets.insert((*name).to_owned()))
         });
         TargetLabel { target: known.unwrap_or(OTHER).to_owned() }
     }
 }
 
-/// One request, as it was seen.
+/// Observation of one request.
 #[derive(Debug)]
 pub(super) struct StreamObserver {
     started_at: Timestamp,
@@ -111,73 +120,68 @@ impl StreamObserver {
         Self { started_at: now, response: None }
     }
 
-    pub(super) fn observe(&mut self, event: &ProcessingEvent, rules: &ProcessorShared, now: Timestamp) {
+    pub(super) fn observe(&mut self, event: &proto::ProcessingEvent, shared: &ProcessorShared, now: Timestamp) {
         let ends = match event {
-            ProcessingEvent::RequestHeaders(_) => {
+            proto::ProcessingEvent::RequestHeaders(_) => {
                 self.started_at = now;
                 false
             }
-            ProcessingEvent::ResponseHeaders(message) => {
-                self.response_headers(message, rules);
+            proto::ProcessingEvent::ResponseHeaders(message) => {
+                self.response_headers(message, shared);
                 message.end_of_stream
             }
-            ProcessingEvent::ResponseBody(piece) => {
-                if let Some(answer) = &mut self.response {
-                    answer.bytes.inc_by(piece.body.len() as u64);
-                    answer.tokens.read(&piece.body);
+            proto::ProcessingEvent::ResponseBody(chunk) => {
+                if let Some(response) = &mut self.response {
+                    response.bytes.inc_by(chunk.body.len() as u64);
+                    response.tokens.read(&chunk.body);
                 }
-                piece.end_of_stream
+                chunk.end_of_stream
             }
-            ProcessingEvent::ResponseTrailers(_) => true,
-            ProcessingEvent::RequestBody(_) | ProcessingEvent::RequestTrailers(_) => false,
+            proto::ProcessingEvent::ResponseTrailers(_) => true,
+            proto::ProcessingEvent::RequestBody(_) | proto::ProcessingEvent::RequestTrailers(_) => false,
         };
-        if ends && let Some(mut answer) = self.response.take() {
-            answer.complete = true;
-            answer.end(self.started_at, now);
+        if ends && let Some(mut response) = self.response.take() {
+            response.complete = true;
+            response.end(self.started_at, now);
         }
     }
 
-    fn response_headers(&mut self, message: &HttpHeaders, rules: &ProcessorShared) {
-        let none = HeaderMap::default();
+    fn response_headers(&mut self, message: &proto::HttpHeaders, shared: &ProcessorShared) {
+        let none = proto::HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
         if response_status(headers).is_informational() || self.response.is_some() {
             return;
         }
-        let figures = rules.observed.clone();
-        let of = figures.label(rules, headers.first(TARGET_HEADER));
-        figures.in_flight.get_or_create(&of).inc();
-        let bytes = figures.response_bytes.get_or_create_owned(&of);
-        self.response = Some(ObservedResponse {
-            metrics: figures,
-            label: of,
-            bytes,
-            tokens: TokenUsage::default(),
-            complete: false,
-        });
+        let metrics = shared.observed.clone();
+        let label = metrics.label(shared, headers.first(TARGET_HEADER));
+        metrics.in_flight.get_or_create(&label).inc();
+        let bytes = metrics.response_bytes.get_or_create_owned(&label);
+        self.response =
+            Some(ObservedResponse { metrics, label, bytes, tokens: TokenUsage::default(), complete: false });
     }
 
-    /// The stream has ended, the answer maybe not.
+    /// Ends the stream; counts the response as incomplete if it has not ended.
     pub(super) fn end(self, now: Timestamp) {
-        if let Some(answer) = self.response {
-            answer.end(self.started_at, now);
+        if let Some(response) = self.response {
+            response.end(self.started_at, now);
         }
     }
 }
 
 impl ObservedResponse {
-    fn end(self, began: Timestamp, now: Timestamp) {
-        let Self { metrics: figures, label: of, tokens, complete: is_whole, .. } = self;
-        figures.in_flight.get_or_create(&of).dec();
-        let seconds = now.duration_since(began).as_secs_f64().max(0.0);
-        figures.duration_seconds.get_or_create(&of).observe(seconds);
+    fn end(self, started_at: Timestamp, now: Timestamp) {
+        let Self { metrics, label, tokens, complete, .. } = self;
+        metrics.in_flight.get_or_create(&label).dec();
+        let seconds = now.duration_since(started_at).as_secs_f64().max(0.0);
+        metrics.duration_seconds.get_or_create(&label).observe(seconds);
         for (family, count) in
-            [(&figures.prompt_tokens, tokens.prompt()), (&figures.completion_tokens, tokens.completion())]
+            [(&metrics.prompt_tokens, tokens.prompt()), (&metrics.completion_tokens, tokens.completion())]
         {
             if let Some(count) = count {
-                family.get_or_create(&of).inc_by(count);
+                family.get_or_create(&label).inc_by(count);
             }
         }
-        let end = if is_whole { "whole" } else { "cut" };
-        figures.responses.get_or_create(&ResponseEndLabels { target: of.target, end }).inc();
+        let end = if complete { "whole" } else { "cut" };
+        metrics.responses.get_or_create(&ResponseEndLabels { target: label.target, end }).inc();
     }
 }

@@ -1,32 +1,33 @@
-//! How a rule is applied to a request, and what is told beside.
+//! How the selected target is passed downstream.
 
 use http::HeaderValue;
 
-/// How whoever comes behind learns whom a rule chose.
+/// Where downstream components find the selected target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RewriteMode {
-    /// From the body: its `model` is replaced.
+    /// In the body: its `model` is replaced.
     #[default]
     Body,
-    /// From a header, under both of its names; the body stays. For a picker behind, which puts it into the body.
+    /// In a header, under both of its names, for an endpoint picker that runs later and rewrites the body. The body
+    /// stays.
     Header,
 }
 
-/// How a rule is applied and told.
+/// How the selected target is passed downstream.
 #[derive(Debug, Clone, Default)]
 pub struct RewriteOptions {
-    /// How whoever comes behind learns whom a rule chose.
+    /// Where downstream components find the selected target.
     pub mode: RewriteMode,
-    /// Whether headers tell the model, for the gateway to choose a route by.
+    /// Whether to set the model in headers by which the gateway chooses a route.
     pub routing_headers: bool,
-    /// The base model of the pool's servers, which the routing headers tell too.
+    /// Base model of the pool's servers, for the routing headers. `None` sets no base model header.
     pub base_model: Option<HeaderValue>,
-    /// Whether answers get the client's name, where the filter shows their bodies.
+    /// Whether to restore the requested model name in responses, if the filter shows their bodies.
     pub restore_model: bool,
 }
 
 impl RewriteOptions {
-    /// Whether headers depend on the model.
+    /// Returns whether headers depend on the model.
     pub(crate) fn sets_model_headers(&self) -> bool {
         self.routing_headers || self.mode == RewriteMode::Header
     }

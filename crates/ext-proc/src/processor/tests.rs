@@ -1,4 +1,4 @@
-//! Streams as sequences of messages, and what an Envoy would have made of the replies.
+//! Streams as sequences of messages, and what Envoy makes of the replies.
 
 mod message_order;
 mod model_headers;
@@ -10,10 +10,7 @@ use crate::{
         active_rules, body, chat, first_message, message, nonzero_metrics, response_headers, rewrite, shared,
         timestamp, trailers,
     },
-    proto::{
-        BodyMutation, BodySendMode, CommonResponse, HeaderAppendAction, HeadersOrBodyResponse, ImmediateResponse,
-        Mutation, ProcessingAction, ProcessingResponse,
-    },
+    proto,
 };
 use proptest::prelude::*;
 use prost::Message as _;
@@ -21,7 +18,7 @@ use rollora_api::rewrite::RewriteGroup;
 use rollora_router::headers::INTERNAL_HEADERS;
 use std::collections::VecDeque;
 
-/// What an Envoy has done with a request, as the replies said.
+/// What Envoy has forwarded and changed, according to the replies.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct UpstreamState {
     body: Vec<u8>,
@@ -36,103 +33,106 @@ struct UpstreamState {
     route_cache_cleared: bool,
 }
 
-/// A filter in front of a processor.
+/// Simulates Envoy's filter in front of a processor.
 struct FilterSimulator {
     processor: Processor,
     upstream: UpstreamState,
-    /// Bodies that wait for the one reply to each.
+    /// Body messages that still need their reply.
     unanswered: VecDeque<(Bytes, bool)>,
     duplex: bool,
 }
 
 impl FilterSimulator {
-    fn new(in_force: &Arc<ActiveRules>) -> Self {
-        Self::with_shared(shared(in_force))
+    fn new(active_rules: &Arc<ActiveRules>) -> Self {
+        Self::with_shared(shared(active_rules))
     }
 
-    fn with_shared(rules: Arc<ProcessorShared>) -> Self {
-        let processor = Processor::new(rules);
+    fn with_shared(shared: Arc<ProcessorShared>) -> Self {
+        let processor = Processor::new(shared);
         Self { processor, upstream: UpstreamState::default(), unanswered: VecDeque::new(), duplex: false }
     }
 
-    /// Sends one message and takes in what is said to it.
-    fn send(&mut self, message: ProcessingRequest) -> bool {
+    /// Sends one message and applies the replies. Returns whether the stream continues.
+    fn send(&mut self, message: proto::ProcessingRequest) -> bool {
         if let Some(config) = &message.protocol_config {
-            self.duplex = config.request_body_mode == BodySendMode::FullDuplexStreamed as i32;
+            self.duplex = config.request_body_mode == proto::BodySendMode::FullDuplexStreamed as i32;
         }
-        if let Some(ProcessingEvent::RequestBody(body)) = message.event.as_ref().filter(|_| !self.duplex) {
+        if let Some(proto::ProcessingEvent::RequestBody(body)) = message.event.as_ref().filter(|_| !self.duplex) {
             self.unanswered.push_back((body.body.clone(), body.end_of_stream));
         }
         let mut replies = ReplyQueue::new();
-        let goes_on =
+        let continues =
             self.processor.handle_message(message, CallContext { now: timestamp(1), random: 0 }, &mut replies);
         for reply in replies {
             self.upstream.replies += 1;
-            self.apply_action(ProcessingResponse::decode(&reply.to_bytes()[..]).unwrap().action.unwrap());
+            self.apply_action(proto::ProcessingResponse::decode(&reply.to_bytes()[..]).unwrap().action.unwrap());
         }
-        goes_on
+        continues
     }
 
-    fn apply_action(&mut self, action: ProcessingAction) {
-        assert_eq!(self.upstream.refused, None, "nothing is said behind an answer");
+    fn apply_action(&mut self, action: proto::ProcessingAction) {
+        assert_eq!(self.upstream.refused, None, "reply after an immediate response");
         match action {
-            ProcessingAction::RequestHeaders(HeadersOrBodyResponse { response: changes }) => {
-                let CommonResponse { header_mutation: headers, body_mutation: body, clear_route_cache } =
-                    changes.unwrap_or_default();
+            proto::ProcessingAction::RequestHeaders(proto::HeadersOrBodyResponse { response }) => {
+                let proto::CommonResponse { header_mutation: headers, body_mutation: body, clear_route_cache } =
+                    response.unwrap_or_default();
                 assert_eq!(body, None);
-                assert!(!clear_route_cache || headers.is_some(), "Envoy ignores it");
+                assert!(!clear_route_cache || headers.is_some(), "Envoy ignores clear_route_cache without changes");
                 self.upstream.route_cache_cleared |= clear_route_cache;
                 apply_header_mutation(headers, &mut self.upstream.set, &mut self.upstream.removed);
-                assert!(!self.upstream.set.iter().any(|(name, _)| name == "content-length"), "Envoy answers 500");
+                assert!(!self.upstream.set.iter().any(|(name, _)| name == "content-length"), "Envoy responds with 500");
             }
-            ProcessingAction::RequestBody(HeadersOrBodyResponse { response: changes }) => {
-                let CommonResponse { header_mutation: headers, body_mutation: body, clear_route_cache } =
-                    changes.unwrap_or_default();
-                assert!(!clear_route_cache || headers.is_some(), "Envoy ignores it");
+            proto::ProcessingAction::RequestBody(proto::HeadersOrBodyResponse { response }) => {
+                let proto::CommonResponse { header_mutation: headers, body_mutation: body, clear_route_cache } =
+                    response.unwrap_or_default();
+                assert!(!clear_route_cache || headers.is_some(), "Envoy ignores clear_route_cache without changes");
                 self.upstream.route_cache_cleared |= clear_route_cache;
                 apply_header_mutation(headers, &mut self.upstream.set, &mut self.upstream.removed);
                 self.apply_body_mutation(body);
             }
-            ProcessingAction::RequestTrailers(_) => self.upstream.end_of_stream = true,
-            ProcessingAction::ResponseHeaders(HeadersOrBodyResponse { response: changes }) => {
-                let CommonResponse { header_mutation: headers, body_mutation: body, .. } = changes.unwrap_or_default();
+            proto::ProcessingAction::RequestTrailers(_) => self.upstream.end_of_stream = true,
+            proto::ProcessingAction::ResponseHeaders(proto::HeadersOrBodyResponse { response }) => {
+                let proto::CommonResponse { header_mutation: headers, body_mutation: body, .. } =
+                    response.unwrap_or_default();
                 assert_eq!(body, None);
                 apply_header_mutation(headers, &mut self.upstream.response_set, &mut self.upstream.response_removed);
             }
-            ProcessingAction::ResponseBody(HeadersOrBodyResponse { response: changes }) => {
-                if let Some(Mutation::StreamedResponse(piece)) =
-                    changes.and_then(|changes| changes.body_mutation?.mutation)
+            proto::ProcessingAction::ResponseBody(proto::HeadersOrBodyResponse { response }) => {
+                if let Some(proto::Mutation::StreamedResponse(chunk)) =
+                    response.and_then(|response| response.body_mutation?.mutation)
                 {
-                    self.upstream.response_body.extend_from_slice(&piece.body);
+                    self.upstream.response_body.extend_from_slice(&chunk.body);
                 }
             }
-            ProcessingAction::ResponseTrailers(_) => {}
-            ProcessingAction::ImmediateResponse(ImmediateResponse { status, headers, body, .. }) => {
+            proto::ProcessingAction::ResponseTrailers(_) => {}
+            proto::ProcessingAction::ImmediateResponse(proto::ImmediateResponse { status, headers, body, .. }) => {
                 let mut set = Vec::new();
                 apply_header_mutation(headers, &mut set, &mut Vec::new());
                 assert_eq!(set, [("content-type".to_owned(), "application/json".to_owned())]);
                 let error: serde_json::Value = serde_json::from_slice(&body).unwrap();
                 assert_eq!(error["error"]["code"], status.unwrap().code);
-                let words = error["error"]["message"].as_str().unwrap().to_owned();
-                self.upstream.refused = Some((status.unwrap().code, words));
+                let message = error["error"]["message"].as_str().unwrap().to_owned();
+                self.upstream.refused = Some((status.unwrap().code, message));
             }
         }
     }
 
-    fn apply_body_mutation(&mut self, body: Option<BodyMutation>) {
+    fn apply_body_mutation(&mut self, body: Option<proto::BodyMutation>) {
         match (body.and_then(|body| body.mutation), self.duplex) {
-            (Some(Mutation::StreamedResponse(piece)), true) => {
-                assert!(piece.body.len() <= MAX_BODY_CHUNK);
-                assert!(!self.upstream.end_of_stream, "nothing comes behind the end");
-                self.upstream.body.extend_from_slice(&piece.body);
-                self.upstream.end_of_stream = piece.end_of_stream;
+            (Some(proto::Mutation::StreamedResponse(chunk)), true) => {
+                assert!(chunk.body.len() <= MAX_BODY_CHUNK);
+                assert!(!self.upstream.end_of_stream, "chunk after the end of the body");
+                self.upstream.body.extend_from_slice(&chunk.body);
+                self.upstream.end_of_stream = chunk.end_of_stream;
             }
             (other, true) => panic!("{other:?} in full duplex"),
             (new, false) => {
-                let (sent, end) = self.unanswered.pop_front().expect("one reply for each piece");
+                let (sent, end) = self.unanswered.pop_front().expect("one reply per body message");
                 match new {
-                    Some(Mutation::Body(bytes)) => self.upstream.body.extend_from_slice(&bytes),
-                    Some(Mutation::StreamedResponse(_)) => panic!("streamed where nobody waits for it"),
+                    Some(proto::Mutation::Body(bytes)) => self.upstream.body.extend_from_slice(&bytes),
+                    Some(proto::Mutation::StreamedResponse(_)) => {
+                        panic!("streamed response outside of full duplex mode")
+                    }
                     None => self.upstream.body.extend_from_slice(&sent),
                 }
                 self.upstream.end_of_stream = end;
@@ -145,14 +145,18 @@ impl FilterSimulator {
     }
 }
 
-/// Takes in a change of headers; every header that is set has to overwrite.
-fn apply_header_mutation(mutation: Option<HeaderMutation>, set: &mut Vec<(String, String)>, removed: &mut Vec<String>) {
-    let HeaderMutation { set_headers: options, remove_headers: remove } = mutation.unwrap_or_default();
+/// Applies a change of headers; every header that is set must overwrite.
+fn apply_header_mutation(
+    mutation: Option<proto::HeaderMutation>,
+    set: &mut Vec<(String, String)>,
+    removed: &mut Vec<String>,
+) {
+    let proto::HeaderMutation { set_headers: options, remove_headers: remove } = mutation.unwrap_or_default();
     for option in options {
-        assert_eq!(option.append_action, i32::from(HeaderAppendAction::OverwriteIfExistsOrAdd));
-        let line = option.header.unwrap();
+        assert_eq!(option.append_action, i32::from(proto::HeaderAppendAction::OverwriteIfExistsOrAdd));
+        let header = option.header.unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        set.push((text(&line.key), text(line.value())));
+        set.push((text(&header.key), text(header.value())));
     }
     removed.extend(remove);
 }
@@ -161,45 +165,50 @@ fn pair(name: &str, value: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
-const MODES: [BodySendMode; 3] = [BodySendMode::FullDuplexStreamed, BodySendMode::Buffered, BodySendMode::Streamed];
+const MODES: [proto::BodySendMode; 3] =
+    [proto::BodySendMode::FullDuplexStreamed, proto::BodySendMode::Buffered, proto::BodySendMode::Streamed];
 
 #[test]
-fn the_model_is_replaced_in_every_mode() {
+fn model_is_replaced_in_every_mode() {
     for mode in MODES {
-        let in_force = active_rules();
-        let mut filter = FilterSimulator::new(&in_force);
+        let active_rules = active_rules();
+        let mut filter = FilterSimulator::new(&active_rules);
         filter.send(chat(mode, &[]));
-        assert_eq!(filter.upstream.replies, 1, "headers are answered at once");
+        assert_eq!(filter.upstream.replies, 1, "headers are answered immediately");
         filter.send(body(br#"{"n":1,"model":"alias"}"#, true));
         assert_eq!((filter.body(), filter.upstream.end_of_stream), (r#"{"n":1,"model":"alias-v2"}"#, true), "{mode:?}");
-        let length = if mode == BodySendMode::Buffered { vec![pair("content-length", "26")] } else { vec![] };
+        let length = if mode == proto::BodySendMode::Buffered { vec![pair("content-length", "26")] } else { vec![] };
         assert_eq!(filter.upstream.set, length, "{mode:?}");
         filter.send(response_headers("200", &[]));
         assert_eq!(filter.upstream.response_set, [pair("x-rollora-target", "alias-v2")]);
         drop(filter);
         assert_eq!(
-            nonzero_metrics(&in_force),
+            nonzero_metrics(&active_rules),
             [
                 r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="alias",target_model="alias-v2"} 1"#,
                 r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="2xx"} 1"#,
             ]
         );
-        assert_eq!(in_force.last_used("alias-v2", timestamp(100)), Some(timestamp(9)), "the end of the stream");
+        assert_eq!(
+            active_rules.last_used("alias-v2", timestamp(100)),
+            Some(timestamp(9)),
+            "last use is the end of the stream"
+        );
     }
 }
 
 #[test]
-fn in_full_duplex_everything_goes_on_as_it_comes_but_a_cut_name() {
+fn full_duplex_buffers_only_an_incomplete_name() {
     let mut filter = FilterSimulator::new(&active_rules());
-    filter.send(chat(BodySendMode::FullDuplexStreamed, &[]));
-    for (piece, so_far) in [
+    filter.send(chat(proto::BodySendMode::FullDuplexStreamed, &[]));
+    for (chunk, so_far) in [
         (r#"{"messages":["#, r#"{"messages":["#),
         (r#"],"model":"al"#, r#"{"messages":[],"model":"#),
         ("i", r#"{"messages":[],"model":"#),
         (r#"as","n"#, r#"{"messages":[],"model":"alias-v2","n"#),
         (r#"":1}"#, r#"{"messages":[],"model":"alias-v2","n":1}"#),
     ] {
-        filter.send(body(piece.as_bytes(), false));
+        filter.send(body(chunk.as_bytes(), false));
         assert_eq!((filter.body(), filter.upstream.end_of_stream), (so_far, false));
     }
     filter.send(body(b"", true));
@@ -207,29 +216,29 @@ fn in_full_duplex_everything_goes_on_as_it_comes_but_a_cut_name() {
 }
 
 #[test]
-fn a_body_of_any_length_goes_on_in_pieces_that_are_short_enough() {
+fn long_body_is_forwarded_in_chunks_below_the_limit() {
     let long = "x".repeat(3 * MAX_BODY_CHUNK);
     let mut filter = FilterSimulator::new(&active_rules());
-    filter.send(chat(BodySendMode::FullDuplexStreamed, &[]));
+    filter.send(chat(proto::BodySendMode::FullDuplexStreamed, &[]));
     filter.send(body(format!(r#"{{"prompt":"{long}","model":"alias"}}"#).as_bytes(), true));
     assert_eq!(filter.body(), format!(r#"{{"prompt":"{long}","model":"alias-v2"}}"#));
     assert_eq!((filter.upstream.replies, filter.upstream.end_of_stream), (1 + 4, true));
 }
 
 #[test]
-fn a_request_without_a_body_passes() {
+fn request_without_body_is_forwarded() {
     for mode in MODES {
-        let in_force = active_rules();
-        let mut filter = FilterSimulator::new(&in_force);
+        let active_rules = active_rules();
+        let mut filter = FilterSimulator::new(&active_rules);
         filter.send(first_message(Some(mode.into()), &[(":method", "GET"), (":path", "/v1/models")], true));
         filter.send(response_headers("200", &[]));
         assert_eq!(filter.upstream, UpstreamState { replies: 2, ..UpstreamState::default() });
-        assert_eq!(nonzero_metrics(&in_force), [r#"rollora_router_unrouted_requests_total{reason="NoBody"} 1"#]);
+        assert_eq!(nonzero_metrics(&active_rules), [r#"rollora_router_unrouted_requests_total{reason="NoBody"} 1"#]);
     }
 }
 
 #[test]
-fn an_empty_body_passes() {
+fn empty_body_is_forwarded() {
     for mode in MODES {
         let mut filter = FilterSimulator::new(&active_rules());
         filter.send(chat(mode, &[]));
@@ -239,11 +248,11 @@ fn an_empty_body_passes() {
 }
 
 #[test]
-fn what_no_rule_matches_passes_untouched_in_every_mode() {
+fn request_without_rule_is_unchanged_in_every_mode() {
     for mode in MODES {
         for (headers, sent) in [
             (&[][..], r#"{"model":"other"}"#),
-            (&[], "no JSON"),
+            (&[], "not JSON"),
             (&[("content-encoding", "gzip")], r#"{"model":"alias"}"#),
             (&[("content-type", "multipart/form-data; boundary=x")], r#"{"model":"alias"}"#),
         ] {
@@ -264,7 +273,7 @@ fn what_no_rule_matches_passes_untouched_in_every_mode() {
 }
 
 #[test]
-fn internal_headers_of_a_client_are_removed_whether_a_rule_matches_or_not() {
+fn internal_headers_of_clients_are_always_removed() {
     let internal: Vec<_> = INTERNAL_HEADERS.into_iter().map(|name| (name, "mine")).collect();
     for mode in MODES {
         for model in ["alias", "other"] {
@@ -286,12 +295,12 @@ fn internal_headers_of_a_client_are_removed_whether_a_rule_matches_or_not() {
 }
 
 #[test]
-fn what_a_server_says_under_our_name_is_replaced_or_removed() {
+fn target_header_of_server_is_replaced_or_removed() {
     for (model, set, removed) in
         [("alias", vec![pair(TARGET_HEADER, "alias-v2")], vec![]), ("other", vec![], vec![TARGET_HEADER.to_owned()])]
     {
         let mut filter = FilterSimulator::new(&active_rules());
-        filter.send(chat(BodySendMode::FullDuplexStreamed, &[]));
+        filter.send(chat(proto::BodySendMode::FullDuplexStreamed, &[]));
         filter.send(body(format!(r#"{{"model":"{model}"}}"#).as_bytes(), true));
         filter.send(response_headers("404", &[(TARGET_HEADER, "forged")]));
         assert_eq!((&filter.upstream.response_set, &filter.upstream.response_removed), (&set, &removed));
@@ -299,28 +308,28 @@ fn what_a_server_says_under_our_name_is_replaced_or_removed() {
 }
 
 #[test]
-fn a_closed_path_is_answered_before_its_body_comes() {
+fn closed_path_is_refused_before_its_body_arrives() {
     for path in ["/v1/load_lora_adapter", "//v1/load%5Flora_adapter", "/adapters/x"] {
-        let in_force = active_rules();
-        let mut filter = FilterSimulator::new(&in_force);
+        let active_rules = active_rules();
+        let mut filter = FilterSimulator::new(&active_rules);
         let head = [(":method", "POST"), (":path", path)];
-        assert!(!filter.send(first_message(Some(BodySendMode::FullDuplexStreamed.into()), &head, false)));
-        let (status, words) = filter.upstream.refused.take().unwrap();
+        assert!(!filter.send(first_message(Some(proto::BodySendMode::FullDuplexStreamed.into()), &head, false)));
+        let (status, message) = filter.upstream.refused.take().unwrap();
         assert_eq!(
-            (status, words.as_str()),
+            (status, message.as_str()),
             (403, "this path administrates the model server and is closed to clients")
         );
-        assert!(!filter.send(body(b"{}", true)), "nothing is said any more");
+        assert!(!filter.send(body(b"{}", true)), "no reply after an immediate response");
         assert_eq!((filter.upstream.replies, filter.upstream.end_of_stream), (1, false));
         assert_eq!(
-            nonzero_metrics(&in_force),
+            nonzero_metrics(&active_rules),
             [r#"rollora_router_refused_requests_total{reason="AdministrationPath"} 1"#]
         );
     }
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused_also_when_much_has_gone_on() {
+fn ambiguous_body_is_refused_even_after_forwarding() {
     for mode in MODES {
         for (sent, status) in [
             (r#"{"model":"alias","model":"alias-v2"}"#, 400),
@@ -331,52 +340,52 @@ fn what_can_be_read_in_two_ways_is_refused_also_when_much_has_gone_on() {
             let mut filter = FilterSimulator::new(&active_rules());
             filter.send(chat(mode, &[]));
             assert!(!filter.send(body(sent.as_bytes(), true)));
-            let answered = filter.upstream.refused.as_ref().map(|(status, _)| *status);
-            assert_eq!((answered, filter.upstream.end_of_stream), (Some(status), false), "{mode:?} {sent}");
+            let refused = filter.upstream.refused.as_ref().map(|(status, _)| *status);
+            assert_eq!((refused, filter.upstream.end_of_stream), (Some(status), false), "{mode:?} {sent}");
         }
     }
 }
 
 #[test]
-fn a_body_that_is_held_whole_may_only_be_so_long() {
-    let in_force = active_rules();
+fn buffered_body_is_refused_above_its_limit() {
+    let active_rules = active_rules();
     for (length, status) in [(1000, None), (1001, Some(413))] {
-        let mut filter = FilterSimulator::new(&in_force);
-        filter.send(chat(BodySendMode::Buffered, &[]));
+        let mut filter = FilterSimulator::new(&active_rules);
+        filter.send(chat(proto::BodySendMode::Buffered, &[]));
         let prompt = "x".repeat(length - r#"{"model":"alias","x":""}"#.len());
         filter.send(body(format!(r#"{{"model":"alias","x":"{prompt}"}}"#).as_bytes(), true));
         assert_eq!(filter.upstream.refused.map(|(status, _)| status), status);
     }
     let refused = r#"rollora_router_refused_requests_total{reason="TooLarge"} 1"#;
-    assert!(nonzero_metrics(&in_force).contains(&refused.to_owned()));
+    assert!(nonzero_metrics(&active_rules).contains(&refused.to_owned()));
 }
 
 #[test]
-fn a_filter_that_shows_only_a_part_of_bodies_is_refused_with_words() {
-    for mode in [BodySendMode::BufferedPartial.into(), BodySendMode::Grpc.into(), 99] {
+fn unsupported_body_mode_is_refused_with_a_remedy() {
+    for mode in [proto::BodySendMode::BufferedPartial.into(), proto::BodySendMode::Grpc.into(), 99] {
         let mut filter = FilterSimulator::new(&active_rules());
         assert!(!filter.send(first_message(Some(mode), &[(":path", "/v1/chat/completions")], false)));
-        let (status, words) = filter.upstream.refused.unwrap();
+        let (status, message) = filter.upstream.refused.unwrap();
         assert_eq!(status, 500);
-        assert!(words.contains("set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"), "{words}");
+        assert!(message.contains("set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"), "{message}");
     }
 }
 
 #[test]
-fn a_filter_that_does_not_show_bodies_passes_them_as_unreadable() {
-    let in_force = active_rules();
-    let mut filter = FilterSimulator::new(&in_force);
-    filter.send(chat(BodySendMode::None, &[("x-gateway-model-name-rewrite", "mine")]));
+fn invisible_body_is_counted_as_unreadable() {
+    let active_rules = active_rules();
+    let mut filter = FilterSimulator::new(&active_rules);
+    filter.send(chat(proto::BodySendMode::None, &[("x-gateway-model-name-rewrite", "mine")]));
     filter.send(response_headers("200", &[]));
     assert_eq!(
         (filter.upstream.removed, filter.upstream.response_set),
         (vec!["x-gateway-model-name-rewrite".to_owned()], vec![])
     );
-    assert_eq!(nonzero_metrics(&in_force), [r#"rollora_router_unrouted_requests_total{reason="Unreadable"} 1"#]);
+    assert_eq!(nonzero_metrics(&active_rules), [r#"rollora_router_unrouted_requests_total{reason="Unreadable"} 1"#]);
 }
 
 #[test]
-fn a_data_plane_that_does_not_tell_its_mode_is_taken_for_full_duplex() {
+fn missing_mode_is_treated_as_full_duplex() {
     let mut filter = FilterSimulator::new(&active_rules());
     filter.duplex = true;
     filter.send(first_message(None, &[(":path", "/v1/chat/completions")], false));
@@ -385,7 +394,7 @@ fn a_data_plane_that_does_not_tell_its_mode_is_taken_for_full_duplex() {
 }
 
 #[test]
-fn a_body_that_ends_with_trailers_has_ended() {
+fn trailers_end_the_body() {
     for mode in MODES {
         let mut filter = FilterSimulator::new(&active_rules());
         filter.send(chat(mode, &[]));
@@ -401,28 +410,31 @@ fn a_body_that_ends_with_trailers_has_ended() {
 }
 
 #[test]
-fn a_name_that_trailers_cut_off_goes_on_where_there_is_a_way() {
-    let cut_off = |mode| {
+fn incomplete_name_before_trailers_is_forwarded_or_refused() {
+    let send_incomplete_name = |mode| {
         let mut filter = FilterSimulator::new(&active_rules());
         filter.send(chat(mode, &[]));
         filter.send(body(br#"{"model":"al"#, false));
         filter.send(trailers());
         filter
     };
-    let filter = cut_off(BodySendMode::FullDuplexStreamed);
+    let filter = send_incomplete_name(proto::BodySendMode::FullDuplexStreamed);
     assert_eq!((filter.body(), filter.upstream.end_of_stream), (r#"{"model":"al"#, true));
-    let filter = cut_off(BodySendMode::Streamed);
+    let filter = send_incomplete_name(proto::BodySendMode::Streamed);
     assert_eq!(filter.upstream.refused.map(|(status, _)| status), Some(400));
 }
 
 #[test]
-fn bodies_and_trailers_of_responses_pass_as_they_are() {
+fn response_bodies_and_trailers_stay_unchanged() {
     let response_body = |bytes: &'static [u8]| {
-        message(ProcessingEvent::ResponseBody(HttpBody { body: Bytes::from_static(bytes), end_of_stream: false }))
+        message(proto::ProcessingEvent::ResponseBody(proto::HttpBody {
+            body: Bytes::from_static(bytes),
+            end_of_stream: false,
+        }))
     };
     let mut filter = FilterSimulator::new(&active_rules());
-    let mut head = chat(BodySendMode::FullDuplexStreamed, &[]);
-    head.protocol_config.as_mut().unwrap().response_body_mode = BodySendMode::FullDuplexStreamed.into();
+    let mut head = chat(proto::BodySendMode::FullDuplexStreamed, &[]);
+    head.protocol_config.as_mut().unwrap().response_body_mode = proto::BodySendMode::FullDuplexStreamed.into();
     filter.send(head);
     filter.send(body(br#"{"model":"alias"}"#, true));
     filter.send(response_headers("200", &[]));
@@ -430,29 +442,29 @@ fn bodies_and_trailers_of_responses_pass_as_they_are() {
     filter.send(response_body(b"data: 2\n\n"));
     assert_eq!(filter.upstream.response_body, b"data: 1\n\ndata: 2\n\n");
     let before = filter.upstream.replies;
-    filter.send(message(ProcessingEvent::ResponseTrailers(crate::proto::HttpTrailers {})));
+    filter.send(message(proto::ProcessingEvent::ResponseTrailers(proto::HttpTrailers {})));
     assert_eq!(filter.upstream.replies, before + 1);
 }
 
 #[test]
-fn how_a_request_went_follows_from_the_response_and_from_nothing_else() {
+fn outcome_is_counted_from_the_response_alone() {
     for (status, code) in [(Some("200"), "2xx"), (Some("404"), "4xx"), (Some("503"), "5xx"), (None, "none")] {
-        let in_force = active_rules();
-        let mut filter = FilterSimulator::new(&in_force);
-        filter.send(chat(BodySendMode::FullDuplexStreamed, &[]));
+        let active_rules = active_rules();
+        let mut filter = FilterSimulator::new(&active_rules);
+        filter.send(chat(proto::BodySendMode::FullDuplexStreamed, &[]));
         filter.send(body(br#"{"model":"alias"}"#, true));
         if let Some(status) = status {
             filter.send(response_headers(status, &[]));
         }
         drop(filter);
         let line = format!(r#"rollora_router_requests_total{{rewrite="ns/r",target="alias-v2",code="{code}"}} 1"#);
-        assert!(nonzero_metrics(&in_force).contains(&line), "{line}");
+        assert!(nonzero_metrics(&active_rules).contains(&line), "{line}");
     }
 }
 
-/// Bodies that are JSON for a while, with and without what the rules match.
+/// Generates bodies that start as JSON, with and without a model that the rules match.
 fn any_body() -> impl Strategy<Value = Vec<u8>> {
-    let piece = prop::sample::select(vec![
+    let chunk = prop::sample::select(vec![
         "{",
         "}",
         "[",
@@ -473,20 +485,20 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
         "null",
         "é",
     ]);
-    prop::collection::vec(piece, 0..10).prop_map(|pieces| pieces.concat().into_bytes())
+    prop::collection::vec(chunk, 0..10).prop_map(|parts| parts.concat().into_bytes())
 }
 
 fn generic_rules() -> Arc<ActiveRules> {
-    let in_force = active_rules();
+    let active_rules = active_rules();
     let mut rewrite = rewrite(RewriteGroup::Legacy, "any", "", &[("base", 1)]);
     rewrite.spec.rules[0].matches.clear();
-    in_force.apply(&rewrite);
-    in_force
+    active_rules.apply(&rewrite);
+    active_rules
 }
 
 proptest! {
     #[test]
-    fn any_cut_of_a_body_gives_the_same_in_every_mode(
+    fn every_chunking_gives_one_result_in_every_mode(
         sent in any_body(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
         all in any::<bool>(),
@@ -496,16 +508,16 @@ proptest! {
         cuts.sort_unstable();
         let rules = || if all { generic_rules() } else { active_rules() };
         let finished = |filter: FilterSimulator| {
-            // What has gone on of a body that was refused never ends.
-            let passed = filter.upstream.refused.is_none();
-            assert_eq!(filter.upstream.end_of_stream, passed);
-            (filter.upstream.refused, passed.then_some(filter.upstream.body))
+            // The forwarded part of a refused body never ends.
+            let is_forwarded = filter.upstream.refused.is_none();
+            assert_eq!(filter.upstream.end_of_stream, is_forwarded);
+            (filter.upstream.refused, is_forwarded.then_some(filter.upstream.body))
         };
         let mut whole = FilterSimulator::new(&rules());
-        whole.send(chat(BodySendMode::Buffered, &[]));
+        whole.send(chat(proto::BodySendMode::Buffered, &[]));
         whole.send(body(&sent, true));
         let expected = finished(whole);
-        for mode in [BodySendMode::FullDuplexStreamed, BodySendMode::Streamed] {
+        for mode in [proto::BodySendMode::FullDuplexStreamed, proto::BodySendMode::Streamed] {
             let mut filter = FilterSimulator::new(&rules());
             filter.send(chat(mode, &[]));
             let mut start = 0;
@@ -521,26 +533,30 @@ proptest! {
         }
     }
 
-    /// Whatever is sent in whatever order, it is answered without a panic, and nothing is left over.
+    /// Messages in any order cause no panic, and no request stays in flight.
     #[test]
-    fn any_order_of_messages_ends_well(
+    fn any_order_of_messages_leaves_nothing_in_flight(
         mode in 0..7_i32,
         events in prop::collection::vec((0..6_u8, any_body(), any::<bool>()), 0..8),
     ) {
-        let in_force = generic_rules();
-        let mut processor = Processor::new(shared(&in_force));
+        let active_rules = generic_rules();
+        let mut processor = Processor::new(shared(&active_rules));
         for (event, bytes, flag) in events {
             let message = match event {
                 0 => first_message(Some(mode), &[(":path", "/v1/chat/completions")], flag),
                 1 => body(&bytes, flag),
                 2 => trailers(),
                 3 => response_headers(if flag { "200" } else { "x" }, &[]),
-                4 => message(ProcessingEvent::ResponseBody(HttpBody { body: bytes.into(), end_of_stream: flag })),
-                _ => ProcessingRequest::default(),
+                4 => {
+                    let body = proto::HttpBody { body: bytes.into(), end_of_stream: flag };
+                    message(proto::ProcessingEvent::ResponseBody(body))
+                }
+                _ => proto::ProcessingRequest::default(),
             };
-            processor.handle_message(message, CallContext { now: timestamp(1), random: u64::MAX }, &mut ReplyQueue::new());
+            let context = CallContext { now: timestamp(1), random: u64::MAX };
+            processor.handle_message(message, context, &mut ReplyQueue::new());
         }
         drop(processor);
-        prop_assert!(!nonzero_metrics(&in_force).iter().any(|line| line.contains("in_flight")));
+        prop_assert!(!nonzero_metrics(&active_rules).iter().any(|line| line.contains("in_flight")));
     }
 }

@@ -1,4 +1,4 @@
-//! Replies, as the stream holds them until they are written. Those of the hot path are not built as messages first.
+//! Replies as they are queued until they are sent. Frequent replies are encoded without building a message first.
 
 use super::{
     BodyMutation, CommonResponse, HeaderMutation, HeadersOrBodyResponse, HttpStatus, ImmediateResponse, Mutation,
@@ -13,26 +13,24 @@ use prost::{
 use rollora_router::refusal::CONTENT_TYPE as ERROR_TYPE;
 use std::sync::LazyLock;
 
-/// One reply.
+/// Reply to one event of Envoy.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ProcessorReply {
-    /// Already written.
+    /// A [`ProcessingResponse`] that is already encoded.
     Encoded(Bytes),
-    /// A message.
     Message(ProcessingResponse),
-    /// A piece of a body that is sent on.
     BodyChunk(BodyChunk),
 }
 
-/// What changes of a request's headers.
+/// Changes of a request's headers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct RequestHeaderMutation {
     pub(crate) mutation: HeaderMutation,
-    /// A header by which routes are chosen is among them.
+    /// Whether Envoy must select the route again, because one of these headers is used for routing.
     pub(crate) clear_route_cache: bool,
 }
 
-/// The replies that are always the same.
+/// Constant replies, encoded once.
 static REQUEST_HEADERS: LazyLock<Bytes> =
     LazyLock::new(|| encode_action(ProcessingAction::RequestHeaders(HeadersOrBodyResponse::default())));
 static REQUEST_BODY: LazyLock<Bytes> =
@@ -57,26 +55,25 @@ fn headers_response(headers: HeaderMutation) -> HeadersOrBodyResponse {
 }
 
 impl ProcessorReply {
-    /// Its length as a message.
+    /// Returns the length of the encoded message.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::Encoded(bytes) => bytes.len(),
             Self::Message(message) => message.encoded_len(),
-            Self::BodyChunk(part) => part.encoded_len(),
+            Self::BodyChunk(chunk) => chunk.encoded_len(),
         }
     }
 
-    /// As a message.
     #[cfg(test)]
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         match self {
             Self::Encoded(bytes) => bytes.to_vec(),
             Self::Message(message) => message.encode_to_vec(),
-            Self::BodyChunk(part) => {
+            Self::BodyChunk(chunk) => {
                 let mut wire = Vec::new();
-                part.write_prefix(&mut wire);
-                part.slices.iter().for_each(|slice| wire.extend_from_slice(slice));
-                BodyChunk::write_suffix(part.end_of_stream, &mut wire);
+                chunk.write_prefix(&mut wire);
+                chunk.slices.iter().for_each(|slice| wire.extend_from_slice(slice));
+                BodyChunk::write_suffix(chunk.end_of_stream, &mut wire);
                 wire
             }
         }
@@ -86,18 +83,19 @@ impl ProcessorReply {
         Self::Message(ProcessingResponse { action: Some(action) })
     }
 
-    /// Passes the request's headers on, changed or not.
+    /// Forwards the request headers, with changes if given.
     pub(crate) fn request_headers(change: Option<RequestHeaderMutation>) -> Self {
         match change {
             None => Self::Encoded(REQUEST_HEADERS.clone()),
             Some(RequestHeaderMutation { mutation: headers, clear_route_cache }) => {
-                let changes = CommonResponse { header_mutation: Some(headers), body_mutation: None, clear_route_cache };
-                Self::from_action(ProcessingAction::RequestHeaders(HeadersOrBodyResponse { response: Some(changes) }))
+                let response =
+                    CommonResponse { header_mutation: Some(headers), body_mutation: None, clear_route_cache };
+                Self::from_action(ProcessingAction::RequestHeaders(HeadersOrBodyResponse { response: Some(response) }))
             }
         }
     }
 
-    /// Passes what was sent of the request's body on, changed or not.
+    /// Forwards the body that this replies to, or `body` instead of it, with changes of the headers if given.
     pub(crate) fn request_body(body: Option<Bytes>, change: Option<RequestHeaderMutation>) -> Self {
         if body.is_none() && change.is_none() {
             return Self::Encoded(REQUEST_BODY.clone());
@@ -110,37 +108,37 @@ impl ProcessorReply {
         }))
     }
 
-    /// Passes the request's trailers on.
+    /// Forwards the request trailers.
     pub(crate) fn request_trailers() -> Self {
         Self::Encoded(REQUEST_TRAILERS.clone())
     }
 
-    /// Passes the response's headers on, changed or not.
-    pub(crate) fn response_headers(changes: Option<HeaderMutation>) -> Self {
-        match changes {
+    /// Forwards the response headers, with changes if given.
+    pub(crate) fn response_headers(mutation: Option<HeaderMutation>) -> Self {
+        match mutation {
             None => Self::Encoded(RESPONSE_HEADERS.clone()),
-            Some(changes) => Self::from_action(ProcessingAction::ResponseHeaders(headers_response(changes))),
+            Some(mutation) => Self::from_action(ProcessingAction::ResponseHeaders(headers_response(mutation))),
         }
     }
 
-    /// Passes what was sent of the response's body on.
+    /// Forwards the response body that this replies to.
     pub(crate) fn response_body() -> Self {
         Self::Encoded(RESPONSE_BODY.clone())
     }
 
-    /// Passes this on instead of what was sent of the response's body.
+    /// Forwards `body` instead of the response body that this replies to, with changes of the headers if given.
     pub(crate) fn response_body_replaced(body: Bytes, headers: Option<HeaderMutation>) -> Self {
         let body = Some(BodyMutation { mutation: Some(Mutation::Body(body)) });
-        let changes = CommonResponse { header_mutation: headers, body_mutation: body, clear_route_cache: false };
-        Self::from_action(ProcessingAction::ResponseBody(HeadersOrBodyResponse { response: Some(changes) }))
+        let response = CommonResponse { header_mutation: headers, body_mutation: body, clear_route_cache: false };
+        Self::from_action(ProcessingAction::ResponseBody(HeadersOrBodyResponse { response: Some(response) }))
     }
 
-    /// Passes the response's trailers on.
+    /// Forwards the response trailers.
     pub(crate) fn response_trailers() -> Self {
         Self::Encoded(RESPONSE_TRAILERS.clone())
     }
 
-    /// Answers the client with an error. `details` is one word for access logs.
+    /// Responds to the client with an error. `details` is a one-word reason for access logs.
     pub(crate) fn immediate(status: StatusCode, body: Bytes, details: &'static str) -> Self {
         let headers = HeaderMutation::overwrite([(CONTENT_TYPE, Bytes::from_static(ERROR_TYPE.as_bytes()))]);
         Self::from_action(ProcessingAction::ImmediateResponse(ImmediateResponse {
@@ -152,17 +150,15 @@ impl ProcessorReply {
     }
 }
 
-/// Whose body it is.
+/// Direction of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// The request's.
     Request,
-    /// The response's.
     Response,
 }
 
 impl Direction {
-    /// The number of its field in a response.
+    /// Field number of the body reply in [`ProcessingResponse`].
     fn field(self) -> u32 {
         match self {
             Self::Request => 3,
@@ -171,7 +167,7 @@ impl Direction {
     }
 }
 
-/// A piece of a body, in slices of what was sent and what replaces it.
+/// A chunk of a body to forward, as slices of the received body and of the replaced name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BodyChunk {
     pub(crate) direction: Direction,
@@ -179,14 +175,14 @@ pub(crate) struct BodyChunk {
     pub(crate) end_of_stream: bool,
 }
 
-/// The numbers of the fields from there down to the bytes.
+/// Numbers of the nested fields from the body reply to the bytes.
 const COMMON_RESPONSE_FIELD: u32 = 1;
 const BODY_MUTATION_FIELD: u32 = 3;
 const STREAMED_FIELD: u32 = 3;
 const BYTES_FIELD: u32 = 1;
 const END_OF_STREAM_FIELD: u32 = 2;
 
-/// The lengths of the fields from a response down to the bytes of a piece, which lie in each other.
+/// Lengths of the nested fields from the body reply to the bytes.
 struct FieldLengths {
     bytes: usize,
     streamed: usize,
@@ -195,13 +191,13 @@ struct FieldLengths {
     response: usize,
 }
 
-/// The length of a field that has so many bytes in it. All keys have one byte.
+/// Returns the encoded length of a field with `length` bytes. All keys have one byte.
 fn field_length(length: usize) -> usize {
     1 + encoded_len_varint(length as u64) + length
 }
 
 impl BodyChunk {
-    /// How many bytes of a body are in it.
+    /// Returns the number of body bytes in the chunk.
     pub(crate) fn body_length(&self) -> usize {
         self.slices.iter().map(Bytes::len).sum()
     }
@@ -210,24 +206,23 @@ impl BodyChunk {
         let bytes = self.body_length();
         let end = if self.end_of_stream { 2 } else { 0 };
         let streamed = end + if bytes > 0 { field_length(bytes) } else { 0 };
-        let body = field_length(streamed);
-        let changes = field_length(body);
-        FieldLengths { bytes, streamed, body_mutation: body, common_response: changes, response: field_length(changes) }
+        let body_mutation = field_length(streamed);
+        let common_response = field_length(body_mutation);
+        FieldLengths { bytes, streamed, body_mutation, common_response, response: field_length(common_response) }
     }
 
-    /// The length of the [`ProcessingResponse`] that it stands for.
+    /// Returns the length of the [`ProcessingResponse`] that the chunk stands for.
     pub(crate) fn encoded_len(&self) -> usize {
         field_length(self.field_lengths().response)
     }
 
-    /// What that message has before the slices. They follow, one after the other, and then [`Self::write_end`].
+    /// Writes the part of that message before the slices. The slices and [`Self::write_suffix`] must follow.
     pub(crate) fn write_prefix(&self, buffer: &mut impl BufMut) {
-        let FieldLengths { bytes, streamed, body_mutation: body, common_response: changes, response: reply } =
-            self.field_lengths();
+        let FieldLengths { bytes, streamed, body_mutation, common_response, response } = self.field_lengths();
         for (field, length) in [
-            (self.direction.field(), reply),
-            (COMMON_RESPONSE_FIELD, changes),
-            (BODY_MUTATION_FIELD, body),
+            (self.direction.field(), response),
+            (COMMON_RESPONSE_FIELD, common_response),
+            (BODY_MUTATION_FIELD, body_mutation),
             (STREAMED_FIELD, streamed),
         ] {
             encode_key(field, WireType::LengthDelimited, buffer);
@@ -239,7 +234,7 @@ impl BodyChunk {
         }
     }
 
-    /// What that message has behind the slices.
+    /// Writes the part of that message after the slices.
     pub(crate) fn write_suffix(end_of_stream: bool, buffer: &mut impl BufMut) {
         if end_of_stream {
             encode_key(END_OF_STREAM_FIELD, WireType::Varint, buffer);
@@ -255,24 +250,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_piece_is_written_as_the_message_it_stands_for(
+        fn chunk_is_encoded_as_the_message_it_stands_for(
             slices in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..4),
             end_of_stream in any::<bool>(),
-            of_request in any::<bool>(),
+            is_request in any::<bool>(),
         ) {
             let slices: Vec<Bytes> = slices.into_iter().map(Bytes::from).collect();
             let streamed = StreamedBodyResponse { body: slices.concat().into(), end_of_stream };
             let body = Some(BodyMutation { mutation: Some(Mutation::StreamedResponse(streamed)) });
-            let changes = CommonResponse { body_mutation: body, ..CommonResponse::default() };
-            let reply = HeadersOrBodyResponse { response: Some(changes) };
-            let (direction, action) = if of_request {
+            let response = CommonResponse { body_mutation: body, ..CommonResponse::default() };
+            let reply = HeadersOrBodyResponse { response: Some(response) };
+            let (direction, action) = if is_request {
                 (Direction::Request, ProcessingAction::RequestBody(reply))
             } else {
                 (Direction::Response, ProcessingAction::ResponseBody(reply))
             };
-            let part = BodyChunk { direction, slices, end_of_stream };
-            prop_assert_eq!(part.encoded_len(), encode_action(action.clone()).len());
-            prop_assert_eq!(ProcessorReply::BodyChunk(part).to_bytes(), encode_action(action));
+            let chunk = BodyChunk { direction, slices, end_of_stream };
+            prop_assert_eq!(chunk.encoded_len(), encode_action(action.clone()).len());
+            prop_assert_eq!(ProcessorReply::BodyChunk(chunk).to_bytes(), encode_action(action));
         }
     }
 }

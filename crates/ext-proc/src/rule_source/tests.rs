@@ -7,7 +7,7 @@ use RewriteGroup::{Current, Legacy};
 use prometheus_client::encoding::text::encode;
 use rollora_cluster::ApiError;
 
-/// A feed, and what can be seen of it.
+/// A rule source with its outputs.
 struct TestRuleSource {
     source: RuleSource,
     active_rules: Arc<ActiveRules>,
@@ -40,7 +40,7 @@ impl TestRuleSource {
         }));
     }
 
-    /// Where requests for `m` go.
+    /// Returns the target of requests for `m`.
     fn target(&self) -> Option<String> {
         Some(self.active_rules.rules().find(Some("m"))?.targets()[0].name().to_string())
     }
@@ -56,70 +56,70 @@ impl TestRuleSource {
 const UP: &str = "rollora_rewrite_watch_up";
 
 #[test]
-fn requests_should_come_when_everything_was_told_for_the_first_time() {
-    let mut bed = TestRuleSource::new();
-    bed.state(&[Legacy], false, None);
-    bed.reset(Legacy, &[("r", "v1")]);
-    assert_eq!((bed.readiness.stage(), bed.metric(UP).as_str()), (ServerStage::Starting, "0"));
-    bed.state(&[Legacy], true, None);
-    assert_eq!((bed.readiness.stage(), bed.metric(UP).as_str()), (ServerStage::Serving, "1"));
-    assert_eq!(bed.target().as_deref(), Some("v1"));
+fn ready_after_all_groups_were_loaded_once() {
+    let mut test = TestRuleSource::new();
+    test.state(&[Legacy], false, None);
+    test.reset(Legacy, &[("r", "v1")]);
+    assert_eq!((test.readiness.stage(), test.metric(UP).as_str()), (ServerStage::Starting, "0"));
+    test.state(&[Legacy], true, None);
+    assert_eq!((test.readiness.stage(), test.metric(UP).as_str()), (ServerStage::Serving, "1"));
+    assert_eq!(test.target().as_deref(), Some("v1"));
 }
 
 #[test]
-fn whoever_asks_is_told_why_there_are_no_rules_yet() {
-    let mut bed = TestRuleSource::new();
-    let waits = "the rewrites have not been read for the first time";
-    assert_eq!(bed.readiness.check(), (false, waits.to_owned()));
-    bed.state(&[Legacy], false, Some(ApiError::Forbidden("the role lacks list".to_owned())));
-    assert_eq!(bed.readiness.check(), (false, format!("{waits}: the role lacks list")));
-    bed.state(&[Legacy], true, None);
-    assert_eq!(bed.readiness.check(), (true, "ok".to_owned()));
+fn readiness_says_why_there_are_no_rules_yet() {
+    let mut test = TestRuleSource::new();
+    let not_loaded = "the rewrites were not loaded yet";
+    assert_eq!(test.readiness.check(), (false, not_loaded.to_owned()));
+    test.state(&[Legacy], false, Some(ApiError::Forbidden("the role lacks list".to_owned())));
+    assert_eq!(test.readiness.check(), (false, format!("{not_loaded}: the role lacks list")));
+    test.state(&[Legacy], true, None);
+    assert_eq!(test.readiness.check(), (true, "ok".to_owned()));
 }
 
 #[test]
-fn an_outage_takes_nothing_out_of_force_and_is_seen() {
-    let mut bed = TestRuleSource::new();
-    bed.reset(Legacy, &[("r", "v1")]);
-    bed.state(&[Legacy], true, None);
-    bed.state(&[Legacy], true, Some(ApiError::Unavailable("nobody answers".to_owned())));
-    assert_eq!((bed.target().as_deref(), bed.metric(UP).as_str()), (Some("v1"), "0"));
-    assert_eq!(bed.readiness.stage(), ServerStage::Serving);
-    bed.reset(Legacy, &[("r", "v2")]);
-    bed.state(&[Legacy], true, None);
-    assert_eq!((bed.target().as_deref(), bed.metric(UP).as_str()), (Some("v2"), "1"));
+fn outage_removes_no_rule_and_is_reported() {
+    let mut test = TestRuleSource::new();
+    test.reset(Legacy, &[("r", "v1")]);
+    test.state(&[Legacy], true, None);
+    test.state(&[Legacy], true, Some(ApiError::Unavailable("connection refused".to_owned())));
+    assert_eq!((test.target().as_deref(), test.metric(UP).as_str()), (Some("v1"), "0"));
+    assert_eq!(test.readiness.stage(), ServerStage::Serving);
+    test.reset(Legacy, &[("r", "v2")]);
+    test.state(&[Legacy], true, None);
+    assert_eq!((test.target().as_deref(), test.metric(UP).as_str()), (Some("v2"), "1"));
 }
 
 #[test]
-fn changes_come_into_force_one_by_one() {
-    let mut bed = TestRuleSource::new();
-    bed.reset(Legacy, &[("r", "v1"), ("s", "other")]);
-    bed.apply(Legacy, "r", "v2");
-    assert_eq!(bed.target().as_deref(), Some("v2"));
-    bed.source.handle_event(RewriteEvent::Delete { group: Legacy, namespace: "ns".to_owned(), name: "r".to_owned() });
-    assert_eq!(bed.target().as_deref(), Some("other"));
-    bed.reset(Legacy, &[]);
-    assert_eq!(bed.target(), None);
-    assert_eq!(bed.metric(r#"rollora_rewrite_watch_news_total{kind="Reset"}"#), "2");
+fn single_changes_are_applied() {
+    let mut test = TestRuleSource::new();
+    test.reset(Legacy, &[("r", "v1"), ("s", "other")]);
+    test.apply(Legacy, "r", "v2");
+    assert_eq!(test.target().as_deref(), Some("v2"));
+    test.source.handle_event(RewriteEvent::Delete { group: Legacy, namespace: "ns".to_owned(), name: "r".to_owned() });
+    assert_eq!(test.target().as_deref(), Some("other"));
+    test.reset(Legacy, &[]);
+    assert_eq!(test.target(), None);
+    assert_eq!(test.metric(r#"rollora_rewrite_watch_news_total{kind="Reset"}"#), "2");
 }
 
 #[test]
-fn installing_the_current_group_changes_nothing_and_is_reported() {
-    let mut bed = TestRuleSource::new();
-    bed.state(&[Legacy], false, None);
-    bed.reset(Legacy, &[("r", "v1")]);
-    bed.state(&[Legacy], true, None);
-    bed.state(&[Current, Legacy], true, None);
-    bed.reset(Current, &[]);
-    assert_eq!(bed.target().as_deref(), Some("v1"));
-    let groups = bed.active_rules.report(crate::clock::now()).groups;
+fn installing_the_current_group_keeps_rules_and_is_reported() {
+    let mut test = TestRuleSource::new();
+    test.state(&[Legacy], false, None);
+    test.reset(Legacy, &[("r", "v1")]);
+    test.state(&[Legacy], true, None);
+    test.state(&[Current, Legacy], true, None);
+    test.reset(Current, &[]);
+    assert_eq!(test.target().as_deref(), Some("v1"));
+    let groups = test.active_rules.report(crate::clock::now()).groups;
     assert_eq!(groups, ["llm-d.ai", "inference.networking.x-k8s.io"]);
-    assert_eq!(bed.metric(r#"rollora_rewrite_watch_group_served{group="llm-d.ai"}"#), "1");
-    bed.apply(Current, "r", "v2");
-    assert_eq!(bed.target().as_deref(), Some("v2"));
-    // Removed again.
-    bed.reset(Current, &[]);
-    bed.state(&[Legacy], true, None);
-    assert_eq!(bed.target().as_deref(), Some("v1"));
-    assert_eq!(bed.metric(r#"rollora_rewrite_watch_group_served{group="llm-d.ai"}"#), "0");
+    assert_eq!(test.metric(r#"rollora_rewrite_watch_group_served{group="llm-d.ai"}"#), "1");
+    test.apply(Current, "r", "v2");
+    assert_eq!(test.target().as_deref(), Some("v2"));
+    // The current group is uninstalled.
+    test.reset(Current, &[]);
+    test.state(&[Legacy], true, None);
+    assert_eq!(test.target().as_deref(), Some("v1"));
+    assert_eq!(test.metric(r#"rollora_rewrite_watch_group_served{group="llm-d.ai"}"#), "0");
 }

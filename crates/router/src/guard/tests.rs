@@ -2,8 +2,8 @@ use super::*;
 use proptest::prelude::*;
 
 #[test]
-fn administration_is_closed_in_every_spelling() {
-    for target in [
+fn administration_paths_are_closed_in_every_spelling() {
+    for path in [
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/adapters",
@@ -32,29 +32,29 @@ fn administration_is_closed_in_every_spelling() {
         "/sleep",
         "/collective_rpc",
     ] {
-        assert_eq!(PathGuard::Administration.check(target), Err(RequestRefusal::AdministrationPath), "{target}");
-        assert_eq!(PathGuard::Strict.check(target), Err(RequestRefusal::AdministrationPath), "{target}");
-        assert_eq!(PathGuard::Off.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Administration.check(path), Err(RequestRefusal::AdministrationPath), "{path}");
+        assert_eq!(PathGuard::Strict.check(path), Err(RequestRefusal::AdministrationPath), "{path}");
+        assert_eq!(PathGuard::Off.check(path), Ok(()), "{path}");
     }
 }
 
 #[test]
-fn inference_is_open_in_its_plain_spelling() {
-    for target in INFERENCE_PATHS.iter().copied().chain([
+fn inference_paths_are_open_in_plain_spelling() {
+    for path in INFERENCE_PATHS.iter().copied().chain([
         "/v1/chat/completions?stream=1",
         "http://host:8000/v1/chat/completions",
         "/v1/responses/resp_1",
         "/v1/responses/resp_1/cancel",
         "/v1/models/small-segment-lora-v1",
     ]) {
-        assert_eq!(PathGuard::Strict.check(target), Ok(()), "{target}");
-        assert_eq!(PathGuard::Administration.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Strict.check(path), Ok(()), "{path}");
+        assert_eq!(PathGuard::Administration.check(path), Ok(()), "{path}");
     }
 }
 
 #[test]
 fn strict_closes_everything_else() {
-    for target in [
+    for path in [
         "",
         "/",
         "*",
@@ -73,18 +73,18 @@ fn strict_closes_everything_else() {
         "/v1/responses/a/b/c",
         "/v1/responses/a%2fb",
     ] {
-        assert_eq!(PathGuard::Strict.check(target), Err(RequestRefusal::UnknownPath), "{target}");
-        assert_eq!(PathGuard::Administration.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Strict.check(path), Err(RequestRefusal::UnknownPath), "{path}");
+        assert_eq!(PathGuard::Administration.check(path), Ok(()), "{path}");
     }
 }
 
 #[test]
-fn a_path_that_decodes_without_end_is_closed() {
-    let target = format!("/v1/%{}load", "25".repeat(21));
-    assert_eq!(PathGuard::Administration.check(&target), Err(RequestRefusal::AdministrationPath));
+fn endlessly_decodable_path_is_closed() {
+    let path = format!("/v1/%{}load", "25".repeat(21));
+    assert_eq!(PathGuard::Administration.check(&path), Err(RequestRefusal::AdministrationPath));
 }
 
-/// Writes one byte of a path as clients might, escaped so many times.
+/// Encodes one byte of a path with this many levels of percent-encoding.
 fn percent_encode(byte: u8, escapes: usize, upper: bool) -> String {
     let byte = if upper { byte.to_ascii_uppercase() } else { byte };
     match escapes {
@@ -95,31 +95,31 @@ fn percent_encode(byte: u8, escapes: usize, upper: bool) -> String {
 
 proptest! {
     #[test]
-    fn no_spelling_of_administration_is_open(
-        path in prop::sample::select(vec!["v1/load_lora_adapter", "v1/unload_lora_adapter", "adapters", "adapters/x"]),
+    fn no_spelling_of_administration_path_is_open(
+        plain in prop::sample::select(vec!["v1/load_lora_adapter", "v1/unload_lora_adapter", "adapters", "adapters/x"]),
         spelling in prop::collection::vec((0..6_usize, any::<bool>()), 40),
         separators in prop::collection::vec(
             prop::sample::select(vec!["/", "//", "/./", "/x/../", "\\", "%2F", "%5c"]), 4
         ),
         end in prop::sample::select(vec!["", "/", "?", "?a=b", "#", ";v", "%20", "/.", "/x/.."]),
     ) {
-        let mut target = String::new();
+        let mut path = String::new();
         let mut spelling = spelling.into_iter();
-        for (segment, separator) in path.split('/').zip(separators) {
-            target.push_str(separator);
+        for (segment, separator) in plain.split('/').zip(separators) {
+            path.push_str(separator);
             for byte in segment.bytes() {
                 let (escapes, upper) = spelling.next().unwrap_or_default();
-                target.push_str(&percent_encode(byte, escapes, upper));
+                path.push_str(&percent_encode(byte, escapes, upper));
             }
         }
-        target.push_str(end);
-        prop_assert_eq!(PathGuard::Administration.check(&target), Err(RequestRefusal::AdministrationPath), "{}", target);
-        prop_assert!(PathGuard::Strict.check(&target).is_err());
+        path.push_str(end);
+        prop_assert_eq!(PathGuard::Administration.check(&path), Err(RequestRefusal::AdministrationPath), "{}", path);
+        prop_assert!(PathGuard::Strict.check(&path).is_err());
     }
 
     #[test]
-    fn anything_gets_an_answer(target in any::<String>()) {
-        let open = PathGuard::Strict.check(&target).is_ok();
-        prop_assert!(!open || PathGuard::Administration.check(&target).is_ok());
+    fn paths_open_in_strict_are_open_in_administration(path in any::<String>()) {
+        let open = PathGuard::Strict.check(&path).is_ok();
+        prop_assert!(!open || PathGuard::Administration.check(&path).is_ok());
     }
 }

@@ -1,87 +1,83 @@
-//! A push scanner that finds the top-level `model` of a JSON object, whatever pieces the body comes in.
+//! Push scanner that finds the top-level `model` of a JSON object in chunks of any length.
 //!
-//! Invariants: every byte is looked at once; a body gives the same events wherever it is cut; memory does not
-//! grow with the body (a key of at most 30 bytes is kept, nesting is a number). It is never stricter than
-//! Python's `json.loads`, which vLLM reads bodies with: what that accepts is read to its end here. It does not
-//! validate: numbers, escapes and nested structure are skipped, not checked.
+//! Invariants: every byte is read once; a body gives the same events for every chunking; memory does not grow with the
+//! body (a key of at most 30 bytes is buffered, nesting is a counter). The scanner is never stricter than Python's
+//! `json.loads`, which vLLM parses bodies with: what that accepts is read to its end here. It does not validate:
+//! numbers, escapes and nested structure are skipped, not checked.
 
 use super::string;
 use memchr::memchr2;
 
-/// The longest way to write `model`: five characters as `\uXXXX`.
+/// Longest spelling of the key `model`: five characters as `\uXXXX`.
 const MAX_KEY_LENGTH: usize = 30;
 
-/// What stands at the place where the scanner stopped.
+/// What the scanner found at the position where it stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ScanEvent {
-    /// The next byte is the first of the value of `model`.
+    /// The next byte is the first one of the value of `model`.
     ModelStarts {
-        /// Whether the value is a string; its first byte is the quote then.
+        /// Whether the value is a string, whose first byte is the quote.
         string: bool,
     },
-    /// The byte before was the last of the value of `model`.
+    /// The previous byte was the last one of the value of `model`.
     ModelEnds,
-    /// The next byte closes the object, and there was no `model` in it.
+    /// The next byte closes the object, which has no `model`.
     NoModel {
-        /// Whether the object has no members at all.
+        /// Whether the object has no members.
         empty: bool,
     },
-    /// A second `model` at the top level.
+    /// A second `model` was found at the top level.
     Duplicate,
     /// The body is UTF-16 or UTF-32.
     WideEncoding,
-    /// From here on this is not JSON, or no object: nothing more will be found.
+    /// The input is not a JSON object from here on: the scanner finds nothing more.
     NotAnObject,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ScannerState {
-    /// Before the opening brace.
     Start,
-    /// Behind the opening brace.
     FirstKey,
-    /// Behind a comma.
     NextKey,
     Key,
     Colon,
     Value,
     String,
-    /// A number, `true`, `NaN` and the like.
+    /// A number or a literal such as `true` or `NaN`.
     Scalar,
-    /// Inside arrays and objects, so many of them.
+    /// Inside this many nested arrays and objects.
     Nested(u64),
     NestedString(u64),
     AfterValue,
-    /// Behind the closing brace: white space only.
+    /// After the closing brace: only white space may follow.
     Closed,
-    /// Nothing is looked at any more.
+    /// After a terminal event: all further bytes are ignored.
     Stopped,
 }
 
-/// How far the search for `model` has come.
+/// Progress of the search for `model`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ModelProgress {
     NotFound,
-    /// Its key was read, its value has not begun.
+    /// The key was read; the value has not started.
     Key,
-    /// Its value is being read.
     Value,
     Found,
-    /// There is none, and that has been said.
+    /// The object has no `model`, and that was reported.
     Absent,
 }
 
-/// The state of one scan. Feed it with [`Scanner::read`].
+/// State of one scan; see [`Scanner::read`].
 #[derive(Debug, Clone)]
 pub(crate) struct Scanner {
     state: ScannerState,
-    /// How many bytes were read, as far as the first three matter.
+    /// How many of the first three bytes were read, which determine the encoding.
     encoding_bytes: u8,
     has_bom: bool,
-    /// The last byte was a backslash in a string: the next one belongs to it.
+    /// The last byte was a backslash in a string, so the next one belongs to the escape.
     escaped: bool,
     key: [u8; MAX_KEY_LENGTH],
-    /// The length of the key; above `LONGEST_KEY` it is none that matters.
+    /// Length of the key; a key longer than `MAX_KEY_LENGTH` cannot be `model`.
     key_length: usize,
     model: ModelProgress,
 }
@@ -99,13 +95,13 @@ impl Scanner {
         }
     }
 
-    /// Whether everything read so far is one whole object (and white space).
+    /// Returns whether the input so far is one complete object, with or without white space around it.
     pub(crate) fn is_complete(&self) -> bool {
         self.state == ScannerState::Closed
     }
 
-    /// Reads on until something is found or `chunk` ends: how many bytes were read, and what was found behind
-    /// them. Without an event the whole chunk was read; with one, call again with the rest.
+    /// Reads until an event or the end of `chunk`. Returns how many bytes were read, and the event after them. With an
+    /// event, call again with the rest of the chunk.
     pub(crate) fn read(&mut self, chunk: &[u8]) -> (usize, Option<ScanEvent>) {
         let mut at = 0;
         while at < chunk.len() {
@@ -123,7 +119,7 @@ impl Scanner {
         (at, None)
     }
 
-    /// The first three bytes, one at a time: they tell the encoding as `json.loads` detects it.
+    /// Reads one of the first three bytes, which determine the encoding in the way of `json.detect_encoding`.
     fn detect_encoding(&mut self, rest: &[u8]) -> (usize, Option<ScanEvent>) {
         let Some(&byte) = rest.first() else { return (0, None) };
         match (self.encoding_bytes, byte) {
@@ -174,7 +170,7 @@ impl Scanner {
         }
     }
 
-    /// One byte at the top level that is neither white space nor inside a key or a value.
+    /// Reads one byte at the top level that is neither white space nor inside a key or a value.
     fn read_punctuation(&mut self, byte: u8) -> (usize, Option<ScanEvent>) {
         self.state = match (self.state, byte) {
             (ScannerState::Start, b'{') => ScannerState::FirstKey,
@@ -196,7 +192,7 @@ impl Scanner {
             }
             (ScannerState::Value, b'"') => ScannerState::String,
             (ScannerState::Value, b'{' | b'[') => ScannerState::Nested(1),
-            // Read again as part of the scalar, so that its end is found in one place.
+            // Read again as part of the scalar, so that only one place detects its end.
             (ScannerState::Value, byte) if is_scalar(byte) => {
                 self.state = ScannerState::Scalar;
                 return (0, None);
@@ -220,10 +216,10 @@ impl Scanner {
         let (read, ended) = self.skip_string(rest);
         let part = rest.get(..read - usize::from(ended)).unwrap_or_default();
         let end = self.key_length + part.len();
-        if let Some(place) = self.key.get_mut(self.key_length..end) {
-            place.copy_from_slice(part);
+        if let Some(free) = self.key.get_mut(self.key_length..end) {
+            free.copy_from_slice(part);
         }
-        // Also where it does not fit any more: then it stays too long.
+        // Also if the key does not fit: then its length shows that it is too long.
         self.key_length = end;
         if !ended {
             return (read, None);
@@ -239,7 +235,7 @@ impl Scanner {
         (read, None)
     }
 
-    /// Skips to behind the closing quote, or to the end: how much, and whether the quote was there.
+    /// Skips to the end of the string or of `rest`. Returns how many bytes were skipped and whether the string ended.
     fn skip_string(&mut self, rest: &[u8]) -> (usize, bool) {
         let mut at = usize::from(std::mem::take(&mut self.escaped));
         while let Some(found) = rest.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
@@ -272,7 +268,7 @@ impl Scanner {
     }
 }
 
-/// A byte of a number or a word; everything that could open, close or part something is none.
+/// Returns whether the byte can be part of a number or literal. Brackets, quotes and separators cannot.
 fn is_scalar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
 }

@@ -1,9 +1,8 @@
-//! The splice of a body that is passed on while it comes.
+//! Replaces `model` in a body that is forwarded while it arrives.
 //!
-//! Invariants: what goes out is what [`super::splice`] would have made of the whole body, wherever it is cut; what
-//! is held is at most the `model` while its end is missing, up to [`LONGEST_NAME`] and one piece; every byte is
-//! looked at once. A refusal can come when much has gone out already: the end of the body has not, and without it
-//! no server takes the request for whole.
+//! Invariants: the output equals that of [`super::splice`] on the whole body, for every chunking; at most an incomplete
+//! name is buffered, up to [`MAX_NAME_LENGTH`] and one chunk; every byte is scanned once. A refusal can come after much
+//! of the body was forwarded: its end was not, so no server accepts the request as complete.
 
 use super::{
     EncodedName, MAX_NAME_LENGTH,
@@ -14,45 +13,45 @@ use crate::refusal::RequestRefusal;
 use bytes::Bytes;
 use std::borrow::Cow;
 
-/// What a body turned out to be, once it has ended.
+/// Result of a body that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyOutcome {
-    /// There was none.
+    /// The body had no bytes.
     Empty,
-    /// Nothing was found in it.
+    /// The body is not a JSON object, or ends before its `model` is known.
     Opaque,
-    /// A model, or the lack of one, for which there is no rule.
+    /// No rule matches its model, or the lack of one.
     Unmatched,
-    /// It has another model now.
+    /// A rule was applied to the body.
     Rewritten,
 }
 
-/// The state of one body.
+/// State of the splice of one body.
 #[derive(Debug)]
 pub(crate) struct Splicer {
     scanner: Scanner,
     state: SplicerState,
-    /// A body in UTF-16 would be read by the server.
+    /// Whether the server would read a body in UTF-16.
     server_reads_utf16: bool,
-    /// What is decided changes no byte.
+    /// Forward every byte unchanged, whatever rule applies.
     preserves_body: bool,
 }
 
 #[derive(Debug)]
 enum SplicerState {
-    /// Nothing has come.
+    /// No byte has arrived.
     Empty,
-    /// No `model` yet.
+    /// `model` was not found yet.
     Scanning,
-    /// It is no object, or breaks off before a `model`.
+    /// Not an object, or broken before a `model`.
     Opaque,
-    /// The name has begun.
+    /// Inside the name, of which these parts are buffered.
     Name(Vec<Bytes>),
-    /// A value that was replaced has not ended.
+    /// Inside a value that was replaced.
     SkippingValue,
-    /// No rule applies.
+    /// The model is known and no rule applies.
     Unmatched,
-    /// A rule has been applied.
+    /// A rule was applied and its target written.
     Rewritten,
 }
 
@@ -61,38 +60,38 @@ impl Splicer {
         Self { scanner: Scanner::new(), state: SplicerState::Empty, server_reads_utf16, preserves_body }
     }
 
-    /// Whether there may still be something to decide.
+    /// Returns whether the model is still undecided and a later chunk may contain it.
     pub(crate) fn awaits_model(&self) -> bool {
         matches!(self.state, SplicerState::Empty | SplicerState::Scanning | SplicerState::Name(_))
     }
 
-    /// Whether bytes are held that would go on with what comes next.
+    /// Returns whether bytes are buffered until the next chunk.
     pub(crate) fn has_buffered(&self) -> bool {
         matches!(self.state, SplicerState::Name(_))
     }
 
-    /// Takes the next piece of the body, and puts what goes on into `out`. `decide` is asked once what the model is
-    /// to be; it gets none where there is no name, and gives none where everything stays as it is.
+    /// Takes the next chunk of the body and appends the bytes to forward to `out`. Calls `decide` at most once, with
+    /// the name or with `None` if there is none; `decide` returns the new name, or `None` if the body stays unchanged.
     pub(crate) fn push(
         &mut self,
-        piece: &Bytes,
+        chunk: &Bytes,
         out: &mut Vec<Bytes>,
         decide: impl FnOnce(Option<&str>) -> Result<Option<EncodedName>, RequestRefusal>,
     ) -> Result<(), RequestRefusal> {
-        if matches!(self.state, SplicerState::Empty) && !piece.is_empty() {
+        if matches!(self.state, SplicerState::Empty) && !chunk.is_empty() {
             self.state = SplicerState::Scanning;
         }
         let mut decide = Some(decide);
-        // There is one model to decide about.
+        // A body has one model, so `decide` is called once.
         let mut decide = |name: Option<&str>| decide.take().map_or(Ok(None), |decide| decide(name));
-        // What stands before `sent` has gone on, or is gone.
+        // Bytes before `sent` were forwarded, buffered or dropped.
         let (mut at, mut sent) = (0, 0);
-        while at < piece.len() {
-            let (read, event) = self.scanner.read(piece.get(at..).unwrap_or_default());
+        while at < chunk.len() {
+            let (read, event) = self.scanner.read(chunk.get(at..).unwrap_or_default());
             at += read;
             let Some(event) = event else { continue };
             let phase = std::mem::replace(&mut self.state, SplicerState::Unmatched);
-            let keep = self.preserves_body;
+            let preserve = self.preserves_body;
             self.state = match (event, phase) {
                 (ScanEvent::Duplicate, _) => return Err(RequestRefusal::DuplicateModel),
                 (ScanEvent::WideEncoding, _) if self.server_reads_utf16 => return Err(RequestRefusal::WideEncoding),
@@ -100,27 +99,27 @@ impl Splicer {
                     return Err(RequestRefusal::MalformedBody);
                 }
                 (ScanEvent::ModelStarts { string: true }, _) => {
-                    push_nonempty(out, piece.slice(sent..at));
+                    push_nonempty(out, chunk.slice(sent..at));
                     sent = at;
                     SplicerState::Name(Vec::new())
                 }
                 (ScanEvent::ModelStarts { string: false }, _) => {
-                    push_nonempty(out, piece.slice(sent..at));
+                    push_nonempty(out, chunk.slice(sent..at));
                     sent = at;
                     match decide(None)? {
-                        Some(_) if keep => SplicerState::Rewritten,
+                        Some(_) if preserve => SplicerState::Rewritten,
                         name => replace_value(out, name.map(|name| name.value()), SplicerState::SkippingValue),
                     }
                 }
-                (ScanEvent::ModelEnds, SplicerState::Name(mut held)) => {
-                    held.push(piece.slice(sent..at));
+                (ScanEvent::ModelEnds, SplicerState::Name(mut buffered)) => {
+                    buffered.push(chunk.slice(sent..at));
                     sent = at;
-                    let name = decide(decode_name(&held)?.as_deref())?;
-                    if keep || name.is_none() {
-                        out.append(&mut held);
+                    let name = decide(decode_name(&buffered)?.as_deref())?;
+                    if preserve || name.is_none() {
+                        out.append(&mut buffered);
                     }
                     match name {
-                        Some(_) if keep => SplicerState::Rewritten,
+                        Some(_) if preserve => SplicerState::Rewritten,
                         name => replace_value(out, name.map(|name| name.value()), SplicerState::Rewritten),
                     }
                 }
@@ -129,36 +128,36 @@ impl Splicer {
                     SplicerState::Rewritten
                 }
                 (ScanEvent::WideEncoding | ScanEvent::NotAnObject, SplicerState::Scanning) => SplicerState::Opaque,
-                // Behind the first two the scanner has stopped: from here on everything passes.
+                // After the first two events the scanner has stopped: all further bytes are forwarded.
                 (ScanEvent::WideEncoding | ScanEvent::NotAnObject | ScanEvent::ModelEnds, phase) => phase,
                 (ScanEvent::NoModel { empty }, _) => {
-                    push_nonempty(out, piece.slice(sent..at));
+                    push_nonempty(out, chunk.slice(sent..at));
                     sent = at;
                     match decide(None)? {
-                        Some(_) if keep => SplicerState::Rewritten,
+                        Some(_) if preserve => SplicerState::Rewritten,
                         name => replace_value(out, name.map(|name| name.member(empty)), SplicerState::Rewritten),
                     }
                 }
             };
         }
         match &mut self.state {
-            SplicerState::Name(held) => {
-                push_nonempty(held, piece.slice(sent..));
-                check_name_length(held)?;
+            SplicerState::Name(buffered) => {
+                push_nonempty(buffered, chunk.slice(sent..));
+                check_name_length(buffered)?;
             }
             SplicerState::SkippingValue => {}
-            _ => push_nonempty(out, piece.slice(sent..)),
+            _ => push_nonempty(out, chunk.slice(sent..)),
         }
         Ok(())
     }
 
-    /// The body has ended; what was held goes into `out`.
+    /// Ends the body and appends the bytes that were still buffered to `out`.
     pub(crate) fn finish(&mut self, out: &mut Vec<Bytes>) -> Result<BodyOutcome, RequestRefusal> {
         match &mut self.state {
             SplicerState::Empty => Ok(BodyOutcome::Empty),
             SplicerState::Scanning | SplicerState::Opaque => Ok(BodyOutcome::Opaque),
-            SplicerState::Name(held) => {
-                out.append(held);
+            SplicerState::Name(buffered) => {
+                out.append(buffered);
                 Ok(BodyOutcome::Opaque)
             }
             SplicerState::Unmatched => Ok(BodyOutcome::Unmatched),
@@ -174,7 +173,7 @@ fn push_nonempty(out: &mut Vec<Bytes>, bytes: Bytes) {
     }
 }
 
-/// Puts what a rule says into the body, and goes on in `then`; without a rule the body is left alone.
+/// Writes the new value, if a rule gave one, and returns the next state.
 fn replace_value(out: &mut Vec<Bytes>, new: Option<Bytes>, then: SplicerState) -> SplicerState {
     match new {
         Some(new) => {
@@ -185,19 +184,19 @@ fn replace_value(out: &mut Vec<Bytes>, new: Option<Bytes>, then: SplicerState) -
     }
 }
 
-fn check_name_length(held: &[Bytes]) -> Result<(), RequestRefusal> {
-    let length: usize = held.iter().map(Bytes::len).sum();
+fn check_name_length(buffered: &[Bytes]) -> Result<(), RequestRefusal> {
+    let length: usize = buffered.iter().map(Bytes::len).sum();
     if length > MAX_NAME_LENGTH { Err(RequestRefusal::ModelNameTooLong) } else { Ok(()) }
 }
 
-/// The name in a string that is held with its quotes; none where it is no Unicode text.
-fn decode_name(held: &[Bytes]) -> Result<Option<Cow<'_, str>>, RequestRefusal> {
-    check_name_length(held)?;
+/// Decodes a buffered string with its quotes. `None` if it is not Unicode text.
+fn decode_name(buffered: &[Bytes]) -> Result<Option<Cow<'_, str>>, RequestRefusal> {
+    check_name_length(buffered)?;
     let inside = |quoted: usize| 1..quoted.saturating_sub(1);
-    Ok(match held {
+    Ok(match buffered {
         [only] => only.get(inside(only.len())).and_then(string::decode),
-        pieces => {
-            let quoted = pieces.concat();
+        parts => {
+            let quoted = parts.concat();
             let name = quoted.get(inside(quoted.len())).and_then(string::decode);
             name.map(|name| Cow::Owned(name.into_owned()))
         }

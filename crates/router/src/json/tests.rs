@@ -16,7 +16,7 @@ fn splice_name(body: &[u8], name: &str) -> Bytes {
     splice(&Bytes::copy_from_slice(body), &scan_found(body).location, &EncodedName::new(name)).into_bytes()
 }
 
-/// Every event with the place where it was given, when the body comes in pieces that end at `cuts`.
+/// Returns every event with its offset, for a body in chunks that end at `cuts`, and whether the body is complete.
 fn events(body: &[u8], cuts: &[usize]) -> (Vec<(usize, ScanEvent)>, bool) {
     let mut scanner = Scanner::new();
     let mut events = Vec::new();
@@ -30,7 +30,7 @@ fn events(body: &[u8], cuts: &[usize]) -> (Vec<(usize, ScanEvent)>, bool) {
                     events.push((at, event));
                     assert!(events.len() < 5, "{events:?}");
                 }
-                None => assert_eq!(at, end, "a piece without an event is read to its end"),
+                None => assert_eq!(at, end, "a chunk without an event is read to its end"),
             }
         }
     }
@@ -38,7 +38,7 @@ fn events(body: &[u8], cuts: &[usize]) -> (Vec<(usize, ScanEvent)>, bool) {
 }
 
 #[test]
-fn whatever_python_reads_is_read_alike() {
+fn bodies_are_read_like_python_reads_them() {
     for line in PYTHON.lines() {
         let case: Value = serde_json::from_str(line).unwrap();
         let body: Vec<u8> = case["body"]
@@ -50,12 +50,12 @@ fn whatever_python_reads_is_read_alike() {
             .collect();
         let text = String::from_utf8_lossy(&body).into_owned();
         let scan = scan(&body);
-        let (kind, said) = case["python"].as_object().unwrap().iter().next().unwrap();
+        let (kind, model) = case["python"].as_object().unwrap().iter().next().unwrap();
         match (kind.as_str(), scan) {
             ("wide", scan) => assert_eq!(scan, ScanResult::Refused(RequestRefusal::WideEncoding), "{text}"),
             ("duplicate", scan) => assert_eq!(scan, ScanResult::Refused(RequestRefusal::DuplicateModel), "{text}"),
             ("model", ScanResult::Found(found)) => {
-                assert_eq!(found.location.decode_name(&body).as_deref(), said.as_str(), "{text}");
+                assert_eq!(found.location.decode_name(&body).as_deref(), model.as_str(), "{text}");
                 assert!(found.complete, "{text}");
             }
             ("missing", ScanResult::Found(found)) => {
@@ -68,15 +68,15 @@ fn whatever_python_reads_is_read_alike() {
                 assert_eq!(found.location.decode_name(&body), None, "{text}");
                 assert!(found.complete, "{text}");
             }
-            // The server refuses it, whatever is done to it here.
+            // The server refuses such a body, whatever the router does with it.
             ("refused", _) => {}
-            (kind, scan) => panic!("{kind} to Python, {scan:?} here: {text}"),
+            (kind, scan) => panic!("Python: {kind}, router: {scan:?}, body: {text}"),
         }
     }
 }
 
 #[test]
-fn a_body_that_is_no_object_is_opaque() {
+fn non_object_body_is_opaque() {
     for body in
         ["", "  ", "[]", "null", "\"model\"", "5", "{", "{\"model\":\"a", "{\"model\" 5}", "{'model':'a'}", "\u{feff}"]
     {
@@ -85,7 +85,7 @@ fn a_body_that_is_no_object_is_opaque() {
 }
 
 #[test]
-fn text_behind_the_model_that_is_not_json_is_noticed() {
+fn invalid_text_after_the_model_is_detected() {
     for body in
         [r#"{"model":"a","#, r#"{"model":"a"} x"#, r#"{"model":"a"}{}"#, r#"{"model":"a",}"#, r#"{"model":"a" "b":1}"#]
     {
@@ -99,7 +99,7 @@ fn text_behind_the_model_that_is_not_json_is_noticed() {
 }
 
 #[test]
-fn every_byte_outside_of_the_value_stays() {
+fn bytes_outside_the_value_stay() {
     for (body, spliced) in [
         (r#"{"model":"a"}"#, r#"{"model":"v\"2"}"#),
         (
@@ -118,20 +118,20 @@ fn every_byte_outside_of_the_value_stays() {
 }
 
 #[test]
-fn nesting_costs_no_stack() {
+fn deep_nesting_uses_no_stack() {
     let depth = 1_000_000;
     let body = format!(r#"{{"x":{}{},"model":"a"}}"#, "[".repeat(depth), "]".repeat(depth));
     assert_eq!(scan_found(body.as_bytes()).location.decode_name(body.as_bytes()).as_deref(), Some("a"));
 }
 
 #[test]
-fn a_name_of_any_length_is_not_held() {
+fn overlong_name_is_refused() {
     let body = |length: usize| format!(r#"{{"model":"{}"}}"#, "x".repeat(length));
     assert!(matches!(scan(body(MAX_NAME_LENGTH - 2).as_bytes()), ScanResult::Found(_)));
     assert_eq!(scan(body(MAX_NAME_LENGTH - 1).as_bytes()), ScanResult::Refused(RequestRefusal::ModelNameTooLong));
 }
 
-/// A JSON value, written with white space and escapes as clients might.
+/// Generates a JSON value.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -152,19 +152,19 @@ fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![Just("model".to_owned()), Just("models".to_owned()), Just("mode\\l".to_owned()), any::<String>()]
 }
 
-/// Writes `value`, choosing spaces and escapes by `chance`, which goes round.
-fn write(value: &Value, chance: &mut impl Iterator<Item = u8>, out: &mut String) {
+/// Writes `value` with white space and escapes as clients might; `choices`, an endless iterator, selects them.
+fn write(value: &Value, choices: &mut impl Iterator<Item = u8>, out: &mut String) {
     let mut space =
-        |out: &mut String| out.push_str(["", "", " ", "\n", "\t \r"][usize::from(chance.next().unwrap()) % 5]);
+        |out: &mut String| out.push_str(["", "", " ", "\n", "\t \r"][usize::from(choices.next().unwrap()) % 5]);
     space(out);
     match value {
         Value::Object(members) => {
             out.push('{');
             for (index, (key, value)) in members.iter().enumerate() {
                 out.push_str(if index == 0 { "" } else { "," });
-                write(&Value::from(key.as_str()), chance, out);
+                write(&Value::from(key.as_str()), choices, out);
                 out.push(':');
-                write(value, chance, out);
+                write(value, choices, out);
             }
             out.push('}');
         }
@@ -172,14 +172,14 @@ fn write(value: &Value, chance: &mut impl Iterator<Item = u8>, out: &mut String)
             out.push('[');
             for (index, value) in items.iter().enumerate() {
                 out.push_str(if index == 0 { "" } else { "," });
-                write(value, chance, out);
+                write(value, choices, out);
             }
             out.push(']');
         }
         Value::String(text) => {
             out.push('"');
             for character in text.chars() {
-                if chance.next().unwrap().is_multiple_of(4) {
+                if choices.next().unwrap().is_multiple_of(4) {
                     let mut units = [0; 2];
                     for unit in character.encode_utf16(&mut units) {
                         write!(out, "\\u{unit:04X}").unwrap();
@@ -193,28 +193,28 @@ fn write(value: &Value, chance: &mut impl Iterator<Item = u8>, out: &mut String)
         }
         other => out.push_str(&other.to_string()),
     }
-    out.push_str(["", " ", "\n"][usize::from(chance.next().unwrap()) % 3]);
+    out.push_str(["", " ", "\n"][usize::from(choices.next().unwrap()) % 3]);
 }
 
-fn to_text(value: &Value, chance: &[u8]) -> String {
+fn to_text(value: &Value, choices: &[u8]) -> String {
     let mut text = String::new();
-    write(value, &mut chance.iter().copied().cycle(), &mut text);
+    write(value, &mut choices.iter().copied().cycle(), &mut text);
     text
 }
 
 fn any_object() -> impl Strategy<Value = (Value, String)> {
     let members = prop::collection::vec((any_key(), any_json()), 0..6);
-    let chance = prop::collection::vec(any::<u8>(), 1..40);
-    (members, chance).prop_map(|(members, chance)| {
+    let choices = prop::collection::vec(any::<u8>(), 1..40);
+    (members, choices).prop_map(|(members, choices)| {
         let value = Value::Object(members.into_iter().collect());
-        let text = to_text(&value, &chance);
+        let text = to_text(&value, &choices);
         (value, text)
     })
 }
 
-/// Bytes that look like JSON for a while.
+/// Generates bytes that look like JSON at first.
 fn any_body() -> impl Strategy<Value = Vec<u8>> {
-    let piece = prop::sample::select(vec![
+    let part = prop::sample::select(vec![
         "{",
         "}",
         "[",
@@ -235,7 +235,7 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
     ]);
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..64),
-        prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat().into_bytes()),
+        prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat().into_bytes()),
         (any_object(), any::<prop::sample::Index>(), any::<u8>()).prop_map(|((_, text), index, byte)| {
             let mut body = text.into_bytes();
             let at = index.index(body.len());
@@ -247,25 +247,25 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn the_splice_changes_the_model_and_nothing_else((value, text) in any_object(), name in any::<String>()) {
-        let place = scan_found(text.as_bytes()).location;
+    fn splice_changes_only_the_model((value, text) in any_object(), name in any::<String>()) {
+        let location = scan_found(text.as_bytes()).location;
         let expected = match value.get("model") {
             Some(Value::String(model)) => {
-                prop_assert_eq!(place.decode_name(text.as_bytes()), Some(Cow::from(model)));
+                prop_assert_eq!(location.decode_name(text.as_bytes()), Some(Cow::from(model)));
                 true
             }
-            Some(_) => { prop_assert!(matches!(place, ModelLocation::Value(_))); true }
+            Some(_) => { prop_assert!(matches!(location, ModelLocation::Value(_))); true }
             None => false,
         };
-        prop_assert_eq!(!matches!(place, ModelLocation::Absent { .. }), expected);
+        prop_assert_eq!(!matches!(location, ModelLocation::Absent { .. }), expected);
         let spliced = splice_name(text.as_bytes(), &name);
-        let mut wanted = value;
-        wanted["model"] = json!(name);
-        prop_assert_eq!(serde_json::from_slice::<Value>(&spliced).unwrap(), wanted);
+        let mut expected_value = value;
+        expected_value["model"] = json!(name);
+        prop_assert_eq!(serde_json::from_slice::<Value>(&spliced).unwrap(), expected_value);
     }
 
     #[test]
-    fn a_cut_anywhere_changes_nothing(
+    fn events_do_not_depend_on_chunking(
         body in any_body(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
     ) {
@@ -277,7 +277,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_spliced_in_is_what_is_found(body in any_body(), name in "[^\\x00]{0,12}") {
+    fn spliced_name_is_found_again(body in any_body(), name in "[^\\x00]{0,12}") {
         if let ScanResult::Found(ScannedModel { complete: true, .. }) = scan(&body) {
             let spliced = splice_name(&body, &name);
             let again = scan_found(&spliced);
@@ -286,9 +286,9 @@ proptest! {
         }
     }
 
-    /// serde reads less than Python does, but what it reads as an object must be found here, with the same name.
+    /// serde accepts less than Python, but an object that it accepts must be found with the same name.
     #[test]
-    fn whatever_serde_reads_is_read_alike(body in any_body()) {
+    fn bodies_are_read_like_serde_reads_them(body in any_body()) {
         if let Ok(Value::Object(object)) = serde_json::from_slice(&body) {
             match scan(&body) {
                 ScanResult::Found(found) => {
@@ -296,7 +296,7 @@ proptest! {
                     let name = object.get("model").and_then(Value::as_str).map(Cow::from);
                     prop_assert_eq!(found.location.decode_name(&body), name);
                 }
-                // serde keeps the last of two.
+                // serde keeps the last of two members with one key.
                 ScanResult::Refused(RequestRefusal::DuplicateModel) => prop_assert!(object.contains_key("model")),
                 other => prop_assert!(false, "{:?}", other),
             }
@@ -304,7 +304,7 @@ proptest! {
     }
 
     #[test]
-    fn strings_are_decoded_as_serde_decodes_them(
+    fn strings_are_decoded_like_serde(
         inside in r#"([^"\\\x00-\x1f]|\\["\\/bfnrtux0]|\\u[0-9a-fA-F]{4}|\\ud83d\\ude0[0-9]){0,8}"#,
     ) {
         let serde = serde_json::from_str::<String>(&format!("\"{inside}\"")).ok();

@@ -1,4 +1,4 @@
-//! Which series exist, and which of them no rule and no request holds any more.
+//! Cache of all series, with eviction of those that neither a rule nor a request holds any more.
 
 use super::{
     DecisionLabels, MIN_UNUSED_SERIES, MetricFamilies, RuleTargetMetrics, STATUS_CLASSES, TargetLabels, TargetMetrics,
@@ -10,12 +10,12 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-/// Every series that was handed out and not dropped again.
+/// All series that were created and not evicted.
 #[derive(Debug, Default)]
 pub(super) struct SeriesCache {
     series: HashMap<(TargetLabels, DecisionLabels), Arc<RuleTargetMetrics>>,
     targets: HashMap<TargetLabels, Arc<TargetMetrics>>,
-    /// From so many series on it is worth looking for departed ones.
+    /// Above this number of series, unused ones are evicted.
     eviction_threshold: usize,
 }
 
@@ -27,7 +27,7 @@ impl SeriesCache {
         families: &MetricFamilies,
         usage: impl FnOnce() -> Arc<TargetUsage>,
     ) -> Arc<RuleTargetMetrics> {
-        let tally = Arc::clone(self.targets.entry(labels.clone()).or_insert_with_key(|labels| {
+        let target_metrics = Arc::clone(self.targets.entry(labels.clone()).or_insert_with_key(|labels| {
             Arc::new(TargetMetrics {
                 families: families.clone(),
                 labels: labels.clone(),
@@ -42,33 +42,33 @@ impl SeriesCache {
                 families: families.clone(),
                 labels: labels.clone(),
                 decisions: OnceLock::new(),
-                target_metrics: tally,
+                target_metrics,
             })
         }))
     }
 
-    /// Drops the departed series once there are as many of them as of the others.
+    /// Evicts unused series if the number of series has doubled since the last eviction.
     pub(super) fn evict_unused(&mut self, families: &MetricFamilies) {
         if self.series.len() <= self.eviction_threshold {
             return;
         }
         self.series.retain(|(_, labels), series| {
-            let held = Arc::strong_count(series) > 1;
-            if !held {
+            let in_use = Arc::strong_count(series) > 1;
+            if !in_use {
                 families.decisions.remove(labels);
             }
-            held
+            in_use
         });
-        self.targets.retain(|labels, tally| {
-            let held = Arc::strong_count(tally) > 1;
-            if !held {
+        self.targets.retain(|labels, target_metrics| {
+            let in_use = Arc::strong_count(target_metrics) > 1;
+            if !in_use {
                 families.response_seconds.remove(labels);
                 families.in_flight.remove(labels);
                 for code in STATUS_CLASSES {
                     families.responses.remove(&labels.with_code(code));
                 }
             }
-            held
+            in_use
         });
         self.eviction_threshold = 2 * self.series.len() + MIN_UNUSED_SERIES;
     }

@@ -1,4 +1,4 @@
-//! The lines of an event stream (`text/event-stream`), and where in them an object stands.
+//! Line parser for event streams (`text/event-stream`), which finds the JSON object of each event.
 
 use super::{ChunkCursor, ModelNames, ObjectRestorer};
 use memchr::memchr2;
@@ -6,23 +6,23 @@ use memchr::memchr2;
 const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 const DATA_FIELD: &[u8] = b"data";
 
-/// How far the lines have been read.
+/// State of the line parser.
 #[derive(Debug)]
 pub(super) struct SseParser {
     state: LineState,
-    /// The line before ended with a carriage return: a line feed here belongs to it.
+    /// The previous line ended with a carriage return, so a line feed here belongs to it.
     after_carriage_return: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LineState {
-    /// At the beginning of the stream, with so many bytes of a byte order mark read.
+    /// At the beginning of the stream, after this many bytes of a byte order mark.
     ByteOrderMark(usize),
-    /// In the name of a field, so many bytes of which are those of `data`.
+    /// In a field name, after this many bytes that match `data`.
     FieldName(usize),
-    /// In the object.
+    /// In the value of a `data` field.
     Data,
-    /// In a line that holds none.
+    /// In a line that is no `data` field.
     Other,
 }
 
@@ -31,9 +31,9 @@ impl SseParser {
         Self { state: LineState::ByteOrderMark(0), after_carriage_return: false }
     }
 
-    pub(super) fn push(&mut self, object: &mut ObjectRestorer, names: &ModelNames, cut: &mut ChunkCursor<'_>) {
+    pub(super) fn push(&mut self, object: &mut ObjectRestorer, names: &ModelNames, cursor: &mut ChunkCursor<'_>) {
         let mut at = 0;
-        while let Some((&byte, rest)) = cut.chunk.get(at..).and_then(<[u8]>::split_first) {
+        while let Some((&byte, rest)) = cursor.chunk.get(at..).and_then(<[u8]>::split_first) {
             if std::mem::take(&mut self.after_carriage_return) && byte == b'\n' {
                 at += 1;
                 continue;
@@ -50,7 +50,7 @@ impl SseParser {
             }
             at += match (self.state, byte) {
                 (_, b'\n' | b'\r') => {
-                    self.end_line(object, cut);
+                    self.end_line(object, cursor);
                     self.after_carriage_return = byte == b'\r';
                     1
                 }
@@ -65,7 +65,7 @@ impl SseParser {
                 _ => {
                     let length = memchr2(b'\n', b'\r', rest).map_or(rest.len(), |end| end) + 1;
                     if self.state == LineState::Data {
-                        object.read(at..at + length, names, cut);
+                        object.read(at..at + length, names, cursor);
                     }
                     length
                 }
@@ -73,14 +73,14 @@ impl SseParser {
         }
     }
 
-    fn end_line(&mut self, object: &mut ObjectRestorer, cut: &mut ChunkCursor<'_>) {
+    fn end_line(&mut self, object: &mut ObjectRestorer, cursor: &mut ChunkCursor<'_>) {
         match std::mem::replace(&mut self.state, LineState::FieldName(0)) {
-            // An empty line: the event ends.
+            // An empty line ends the event.
             LineState::FieldName(0) => {
-                object.flush(cut.out);
+                object.flush(cursor.out);
                 *object = ObjectRestorer::new();
             }
-            LineState::Data => object.end_line(cut.out),
+            LineState::Data => object.end_line(cursor.out),
             LineState::ByteOrderMark(_) | LineState::FieldName(_) | LineState::Other => {}
         }
     }

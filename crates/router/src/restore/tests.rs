@@ -9,12 +9,12 @@ fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
     pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
 }
 
-/// The answer as the client gets it, when it comes in pieces that end at `cuts`.
-fn restore(kind: (&'static str, &'static str), answer: &[u8], cuts: &[usize]) -> Vec<u8> {
-    let mut restorer = Restorer::new(&headers(&[kind]), "v2", "ali\"as").unwrap();
+/// Restores a response in chunks that end at `cuts`. Returns what the client gets.
+fn restore(content_type: (&'static str, &'static str), response: &[u8], cuts: &[usize]) -> Vec<u8> {
+    let mut restorer = Restorer::new(&headers(&[content_type]), "v2", "ali\"as").unwrap();
     let (mut out, mut at) = (Vec::new(), 0);
-    for end in cuts.iter().copied().chain([answer.len()]) {
-        restorer.push(&Bytes::copy_from_slice(&answer[at..end]), &mut out);
+    for end in cuts.iter().copied().chain([response.len()]) {
+        restorer.push(&Bytes::copy_from_slice(&response[at..end]), &mut out);
         at = end;
     }
     restorer.finish(&mut out);
@@ -22,34 +22,38 @@ fn restore(kind: (&'static str, &'static str), answer: &[u8], cuts: &[usize]) ->
     out.concat()
 }
 
-fn assert_restored(kind: (&'static str, &'static str), answer: &[u8], expected: &[u8]) {
-    let text = String::from_utf8_lossy(answer);
-    assert_eq!(restore(kind, answer, &[]), expected, "{text}");
-    for first in 0..=answer.len() {
-        for second in first..=answer.len() {
-            assert_eq!(restore(kind, answer, &[first, second]), expected, "{text} cut at {first} and {second}");
+fn assert_restored(content_type: (&'static str, &'static str), response: &[u8], expected: &[u8]) {
+    let text = String::from_utf8_lossy(response);
+    assert_eq!(restore(content_type, response, &[]), expected, "{text}");
+    for first in 0..=response.len() {
+        for second in first..=response.len() {
+            assert_eq!(
+                restore(content_type, response, &[first, second]),
+                expected,
+                "{text} split at {first} and {second}"
+            );
         }
     }
-    let every_byte: Vec<usize> = (0..answer.len()).collect();
-    assert_eq!(restore(kind, answer, &every_byte), expected, "{text} byte by byte");
+    let every_byte: Vec<usize> = (0..response.len()).collect();
+    assert_eq!(restore(content_type, response, &every_byte), expected, "{text} split into bytes");
 }
 
 #[test]
-fn the_name_in_an_object_is_restored_wherever_it_is_cut() {
-    for (answer, expected) in [
+fn name_in_object_is_restored_for_every_chunking() {
+    for (response, expected) in [
         (r#"{"id":"x","model":"v2","n":1}"#, r#"{"id":"x","model":"ali\"as","n":1}"#),
         ("{ \"model\"\t:\n \"v2\" }\n", "{ \"model\"\t:\n \"ali\\\"as\" }\n"),
         (r#"{"mod\u0065l":"\u00762"}"#, r#"{"mod\u0065l":"ali\"as"}"#),
         ("\u{feff}{\"model\":\"v2\"}", "\u{feff}{\"model\":\"ali\\\"as\"}"),
         (r#"{"model":"v2"} behind"#, r#"{"model":"ali\"as"} behind"#),
     ] {
-        assert_restored(JSON, answer.as_bytes(), expected.as_bytes());
+        assert_restored(JSON, response.as_bytes(), expected.as_bytes());
     }
 }
 
 #[test]
-fn everything_else_in_an_object_stays() {
-    for answer in [
+fn other_objects_stay_unchanged() {
+    for response in [
         "",
         "{}",
         "[]",
@@ -69,7 +73,7 @@ fn everything_else_in_an_object_stays() {
         "{'model':'v2'}",
         "{\"model\":\"\u{fffd}\"}",
     ] {
-        assert_restored(JSON, answer.as_bytes(), answer.as_bytes());
+        assert_restored(JSON, response.as_bytes(), response.as_bytes());
     }
     assert_restored(JSON, b"{\"model\":\"\xff\",\"x\":1}", b"{\"model\":\"\xff\",\"x\":1}");
     let wide: Vec<u8> = r#"{"model":"v2"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -77,8 +81,8 @@ fn everything_else_in_an_object_stays() {
 }
 
 #[test]
-fn the_name_in_every_event_is_restored_wherever_it_is_cut() {
-    for (answer, expected) in [
+fn name_in_every_event_is_restored_for_every_chunking() {
+    for (response, expected) in [
         (
             "data: {\"model\":\"v2\"}\n\ndata: {\"model\": \"v2\"}\n\ndata: [DONE]\n\n",
             "data: {\"model\":\"ali\\\"as\"}\n\ndata: {\"model\": \"ali\\\"as\"}\n\ndata: [DONE]\n\n",
@@ -92,11 +96,11 @@ fn the_name_in_every_event_is_restored_wherever_it_is_cut() {
             "event: x\nid: 1\n: c\ndata: {\"model\" : \"v2\"}\n\n",
             "event: x\nid: 1\n: c\ndata: {\"model\" : \"ali\\\"as\"}\n\n",
         ),
-        // One event in several lines.
+        // One event with several data lines.
         ("data: {\"model\":\ndata: \"v2\"}\n\n", "data: {\"model\":\ndata: \"ali\\\"as\"}\n\n"),
         ("data: {\ndata\ndata: \"model\":\"v2\"}\n\n", "data: {\ndata\ndata: \"model\":\"ali\\\"as\"}\n\n"),
         ("data: {\"model\":\r\ndata: \"v2\"}\r\n\r\n", "data: {\"model\":\r\ndata: \"ali\\\"as\"}\r\n\r\n"),
-        // What comes first is broken, and the next event is not.
+        // The first event is broken, the next one is not.
         (
             "data: {\"model\":\"v2\n\ndata:{\"model\":\"v2\"}\n\n",
             "data: {\"model\":\"v2\n\ndata:{\"model\":\"ali\\\"as\"}\n\n",
@@ -104,13 +108,13 @@ fn the_name_in_every_event_is_restored_wherever_it_is_cut() {
         ("\u{feff}data:{\"model\":\"v2\"}", "\u{feff}data:{\"model\":\"ali\\\"as\"}"),
         ("\n\r\n\rdata:{\"model\":\"v2\"}\n", "\n\r\n\rdata:{\"model\":\"ali\\\"as\"}\n"),
     ] {
-        assert_restored(EVENT_STREAM, answer.as_bytes(), expected.as_bytes());
+        assert_restored(EVENT_STREAM, response.as_bytes(), expected.as_bytes());
     }
 }
 
 #[test]
-fn everything_else_in_a_stream_stays() {
-    for answer in [
+fn other_event_streams_stay_unchanged() {
+    for response in [
         "",
         "\n\n",
         "{\"model\":\"v2\"}\n\n",
@@ -126,14 +130,14 @@ fn everything_else_in_a_stream_stays() {
         "data: {\"choices\":[{\"model\":\"v2\"}]}\n\n",
         "data: {\"model\":\"v2",
     ] {
-        assert_restored(EVENT_STREAM, answer.as_bytes(), answer.as_bytes());
+        assert_restored(EVENT_STREAM, response.as_bytes(), response.as_bytes());
     }
 }
 
 #[test]
-fn nothing_but_a_cut_name_waits() {
+fn only_an_incomplete_name_is_buffered() {
     let mut restorer = Restorer::new(&headers(&[EVENT_STREAM]), "v2", "alias").unwrap();
-    for (piece, passed) in [
+    for (chunk, forwarded) in [
         ("data: {\"id\":1,\"mo", "data: {\"id\":1,\"mo"),
         ("del\":", "del\":"),
         ("\"v", ""),
@@ -142,13 +146,13 @@ fn nothing_but_a_cut_name_waits() {
         ("\"}\n", "\"}\n"),
     ] {
         let mut out = Vec::new();
-        restorer.push(&Bytes::from(piece), &mut out);
-        assert_eq!(out.concat(), passed.as_bytes(), "{piece}");
+        restorer.push(&Bytes::from(chunk), &mut out);
+        assert_eq!(out.concat(), forwarded.as_bytes(), "{chunk}");
     }
 }
 
 #[test]
-fn a_name_longer_than_any_does_not_wait() {
+fn overlong_name_is_not_buffered() {
     let mut restorer = Restorer::new(&headers(&[JSON]), "v2", "alias").unwrap();
     let mut out = Vec::new();
     restorer.push(&Bytes::from_static(b"{\"model\":\""), &mut out);
@@ -158,14 +162,14 @@ fn a_name_longer_than_any_does_not_wait() {
 }
 
 #[test]
-fn only_plain_json_and_event_streams_are_read() {
+fn only_uncompressed_json_and_events_are_restored() {
     let is_read = |pairs: &[_]| Restorer::new(&headers(pairs), "v2", "alias").is_some();
-    for kind in
+    for content_type in
         [JSON, EVENT_STREAM, ("content-type", "Application/problem+json"), ("content-type", "TEXT/EVENT-STREAM")]
     {
-        assert!(is_read(&[kind]), "{kind:?}");
-        assert!(is_read(&[kind, ("content-encoding", "identity")]), "{kind:?}");
-        assert!(!is_read(&[kind, ("content-encoding", "gzip")]), "{kind:?}");
+        assert!(is_read(&[content_type]), "{content_type:?}");
+        assert!(is_read(&[content_type, ("content-encoding", "identity")]), "{content_type:?}");
+        assert!(!is_read(&[content_type, ("content-encoding", "gzip")]), "{content_type:?}");
     }
     assert!(!is_read(&[]));
     assert!(!is_read(&[("content-type", "text/plain")]));
@@ -174,19 +178,19 @@ fn only_plain_json_and_event_streams_are_read() {
 }
 
 proptest! {
-    /// Against a reader that has the whole stream before it.
+    /// Compares with a parser that has the whole stream.
     #[test]
-    fn every_event_says_the_clients_name(
+    fn every_event_has_the_requested_name(
         lines in prop::collection::vec((prop::sample::select(vec![
             r#"data: {"model":"v2"}"#, r#"data:{"a":[1,{"model":"v2"}],"model" : "v2","b":"}"}"#, "data: [DONE]",
             ": ping", "event: x", r#"data: {"model":"v1"}"#, r#"data:  {"model":"v\u0032"}"#,
         ]), prop::sample::select(vec!["\n\n", "\r\n\r\n", "\r\r"])), 0..6),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
     ) {
-        let answer: String = lines.iter().flat_map(|(line, end)| [*line, *end]).collect();
-        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(answer.len() + 1)).collect();
+        let response: String = lines.iter().flat_map(|(line, end)| [*line, *end]).collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(response.len() + 1)).collect();
         cuts.sort_unstable();
-        let restored = String::from_utf8(restore(EVENT_STREAM, answer.as_bytes(), &cuts)).unwrap();
+        let restored = String::from_utf8(restore(EVENT_STREAM, response.as_bytes(), &cuts)).unwrap();
         let models = |text: &str| -> Vec<Option<String>> {
             let events = text.split(['\n', '\r']).filter_map(|line| line.strip_prefix("data:"));
             events.map(|event| {
@@ -194,10 +198,10 @@ proptest! {
                 Some(value.get("model")?.as_str()?.to_owned())
             }).collect()
         };
-        let wanted: Vec<_> = models(&answer)
+        let expected: Vec<_> = models(&response)
             .into_iter()
             .map(|model| model.map(|model| if model == "v2" { "ali\"as".to_owned() } else { model }))
             .collect();
-        prop_assert_eq!(models(&restored), wanted);
+        prop_assert_eq!(models(&restored), expected);
     }
 }

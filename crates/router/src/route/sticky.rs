@@ -1,43 +1,43 @@
-//! Weighted rendezvous hashing: the same client gets the same target at every replica, and raising the weight of
-//! one target moves clients only to that target.
+//! Weighted rendezvous hashing: a client gets the same target at every replica, and raising the weight of one target
+//! moves clients only to that target.
 //!
-//! Every target of the rule draws a number u in (0, 1) for the client; the lowest −ln(u) / weight wins. That is
-//! a race of exponential clocks, so the shares are those of the weights. Integers only, so that every replica
-//! and every version gets the same; the whole definition:
+//! Every target of the rule draws a number u in (0, 1) for the client; the lowest −ln(u) / weight wins. This is a race
+//! of exponential clocks, so that the shares equal the weights. All arithmetic uses integers, so that every replica and
+//! every version gets the same result. The complete definition:
 //!
 //! - `fnv` is FNV-1a of 64 bits; `mix` is the finalizer of SplitMix64.
 //! - client = fnv(header value); seed = mix(fnv(rewrite UID, a zero byte, target name)).
 //! - draw = mix(client xor seed), at least 1; it stands for u = draw / 2^64.
-//! - cost = (64 − log2(draw)) · 2^44, the logarithm cut to 44 binary digits behind the point.
-//! - The lowest cost / weight wins, compared as fractions; between equals the lower name.
+//! - cost = (64 − log2(draw)) · 2^44, the logarithm truncated to 44 fractional bits.
+//! - The lowest cost / weight wins, compared as fractions; among equals the lower name.
 
 use crate::rules::RuleTarget;
 use std::sync::Arc;
 
-/// Digits behind the point of a logarithm: enough to part weights of 1 and 1,000,000 to a ten-millionth.
+/// Fractional bits of a logarithm: enough to split weights of 1 and 1,000,000 to a ten-millionth.
 const FRACTION_BITS: u32 = 44;
 
-/// What is left of the value of a sticky header.
+/// Hash of the value of a sticky header, which identifies the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StickyKey(u64);
 
 impl StickyKey {
-    /// The client whose sticky header has this value; none where the value is empty.
+    /// Hashes the value of a sticky header. `None` if the value is empty.
     pub fn new(value: &[u8]) -> Option<Self> {
         (!value.is_empty()).then(|| Self(fnv1a([value])))
     }
 }
 
-/// What makes a target's draws differ from those of all others.
+/// Returns the seed by which a target's draws differ from those of all other targets.
 pub(crate) fn target_seed(uid: &str, target: &str) -> u64 {
     mix(fnv1a([uid.as_bytes(), &[0], target.as_bytes()]))
 }
 
-/// The target that `client` gets, whatever order the targets are in.
-pub(super) fn select_target(targets: &[Arc<RuleTarget>], client: StickyKey) -> Option<&Arc<RuleTarget>> {
+/// Selects the target for `key`, independent of the order of `targets`.
+pub(super) fn select_target(targets: &[Arc<RuleTarget>], key: StickyKey) -> Option<&Arc<RuleTarget>> {
     let mut best: Option<(&Arc<RuleTarget>, u64)> = None;
     for target in targets {
-        let cost = cost(mix(client.0 ^ target.seed));
+        let cost = cost(mix(key.0 ^ target.seed));
         let wins = best.is_none_or(|(other, least)| {
             // Both sides stay below 2^(50 + 63).
             let (ours, theirs) =
@@ -51,11 +51,11 @@ pub(super) fn select_target(targets: &[Arc<RuleTarget>], client: StickyKey) -> O
     best.map(|(target, _)| target)
 }
 
-/// −log2(draw / 2^64) in units of 2^-44; never 0.
+/// Returns −log2(draw / 2^64) in units of 2^-44; never 0.
 fn cost(draw: u64) -> u64 {
     let draw = draw.max(1);
     let zeros = draw.leading_zeros();
-    // Squaring a number of [1, 2) doubles its logarithm, whose next digit is whether the square is 2 or more.
+    // Squaring a number in [1, 2) doubles its logarithm; the next bit is 1 if the square is 2 or more.
     let mut mantissa = draw << zeros;
     let mut log = u64::from(63 - zeros);
     for _ in 0..FRACTION_BITS {

@@ -1,4 +1,4 @@
-//! One rule, made ready for requests: everything that does not depend on the request is worked out here.
+//! Compiled rules: everything that does not depend on the request is computed once.
 
 use super::RewriteKey;
 use crate::{
@@ -15,18 +15,18 @@ use rollora_api::{
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-/// One rule for one model, or for all.
+/// One rule for one model, or for all models.
 #[derive(Debug)]
 pub struct CompiledRule {
     source: Arc<RewriteSource>,
     index: usize,
     model: Option<Arc<str>>,
-    /// As written, for the report.
+    /// The targets as written in the rewrite, for the report.
     spec_targets: Vec<RewriteTarget>,
     targets: Vec<Arc<RuleTarget>>,
 }
 
-/// What the rules of one rewrite share.
+/// Properties that the rules of one rewrite share.
 #[derive(Debug)]
 pub(crate) struct RewriteSource {
     rank: RewritePrecedence,
@@ -36,21 +36,21 @@ pub(crate) struct RewriteSource {
     sticky_header: Option<Arc<str>>,
 }
 
-/// Group, namespace and name.
+/// Formats group, namespace and name.
 impl fmt::Display for RewriteSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.group.name(), self.rank)
     }
 }
 
-/// A target that can be chosen.
+/// A target that can be selected.
 #[derive(Debug)]
 pub struct RuleTarget {
     name: Arc<str>,
     weight: u64,
-    /// The weights of the targets up to and with this one.
+    /// Sum of the weights up to and including this target.
     pub(crate) cumulative_weight: u64,
-    /// What rendezvous hashing mixes with the client's value.
+    /// Seed for rendezvous hashing, mixed with the sticky key.
     pub(crate) seed: u64,
     pub(crate) encoded_name: EncodedName,
     pub(crate) header_value: HeaderValue,
@@ -58,27 +58,27 @@ pub struct RuleTarget {
 }
 
 impl CompiledRule {
-    /// The model that is matched exactly; none for a generic rule.
+    /// Returns the model that the rule matches exactly. `None` for a generic rule.
     pub fn model(&self) -> Option<&Arc<str>> {
         self.model.as_ref()
     }
 
-    /// The targets that can be chosen: those with a weight, each name once.
+    /// Returns the targets that can be selected: those with a weight, each name once.
     pub fn targets(&self) -> &[Arc<RuleTarget>] {
         &self.targets
     }
 
-    /// The request header whose value keeps a client on one target, in lower case.
+    /// Returns the sticky header, whose value keeps a client on one target, in lower case.
     pub fn sticky_header(&self) -> Option<&Arc<str>> {
         self.source.sticky_header.as_ref()
     }
 
-    /// Namespace and name of the rewrite.
+    /// Returns namespace and name of the rewrite.
     pub fn rewrite(&self) -> String {
         self.source.rank.to_string()
     }
 
-    /// The rule as `/rules` reports it.
+    /// Returns the rule as `/rules` reports it.
     pub fn report(&self) -> ActiveRule {
         ActiveRule {
             group: self.source.group.name().to_owned(),
@@ -93,39 +93,38 @@ impl CompiledRule {
         &self.source
     }
 
-    /// Orders the rules of a group by precedence.
+    /// Returns the sort key by which rules of a group are ordered; lower precedes.
     pub(super) fn rank(&self) -> (&RewritePrecedence, usize) {
         (&self.source.rank, self.index)
     }
 }
 
 impl RuleTarget {
-    /// The name that `model` becomes.
+    /// Returns the model name that replaces `model`.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// The target's part of the sum of all weights.
+    /// Returns the weight, relative to the sum of the weights of the rule's targets.
     pub fn weight(&self) -> u64 {
         self.weight
     }
 }
 
-/// The rules of `rewrite`, one for every model that one of them matches.
+/// Compiles the rules of `rewrite`, one for every model that one of them matches.
 pub(super) fn compile(
     key: &RewriteKey,
     rewrite: &InferenceModelRewrite,
-    series: &mut MetricsUpdate<'_>,
+    metrics: &mut MetricsUpdate<'_>,
 ) -> Vec<Arc<CompiledRule>> {
-    let object = Arc::new(rewrite_source(key, rewrite));
+    let source = Arc::new(rewrite_source(key, rewrite));
     let mut rules = Vec::new();
     for (index, rule) in rewrite.spec.rules.iter().enumerate() {
         for model in rule.models() {
             let model: Option<Arc<str>> = model.map(Arc::from);
-            let targets = compile_targets(&object, &rule.targets, model.as_deref(), series);
-            let object = Arc::clone(&object);
+            let targets = compile_targets(&source, &rule.targets, model.as_deref(), metrics);
             rules.push(Arc::new(CompiledRule {
-                source: object,
+                source: Arc::clone(&source),
                 index,
                 model,
                 spec_targets: rule.targets.clone(),
@@ -138,7 +137,7 @@ pub(super) fn compile(
 
 fn rewrite_source(key: &RewriteKey, rewrite: &InferenceModelRewrite) -> RewriteSource {
     let metadata = &rewrite.metadata;
-    let stamps = metadata.annotations.iter().filter_map(|(name, value)| {
+    let sequences = metadata.annotations.iter().filter_map(|(name, value)| {
         Some((name.strip_prefix(SEQUENCE_ANNOTATION_PREFIX)?.to_owned(), value.parse().ok()?))
     });
     let sticky_header = metadata.annotations.get(STICKY_HEADER_ANNOTATION);
@@ -146,35 +145,35 @@ fn rewrite_source(key: &RewriteKey, rewrite: &InferenceModelRewrite) -> RewriteS
         rank: RewritePrecedence::of(rewrite),
         group: key.group,
         uid: metadata.uid.clone().unwrap_or_default(),
-        sequences: stamps.collect(),
+        sequences: sequences.collect(),
         sticky_header: sticky_header
             .and_then(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
             .map(|name| Arc::from(name.as_str())),
     }
 }
 
-/// The targets that can be chosen. As upstream weighs them: without any weight all are equal, beside a weight
-/// those without one get nothing. A name that stands twice gets both weights.
+/// Compiles the targets that can be selected. Weights follow upstream: if no target has a weight, all are equal;
+/// otherwise those without a weight get nothing. A name that occurs twice gets the sum of its weights.
 fn compile_targets(
-    object: &RewriteSource,
-    written: &[RewriteTarget],
+    source: &RewriteSource,
+    spec_targets: &[RewriteTarget],
     model: Option<&str>,
-    series: &mut MetricsUpdate<'_>,
+    metrics: &mut MetricsUpdate<'_>,
 ) -> Vec<Arc<RuleTarget>> {
     let weight = |target: &RewriteTarget| target.weight.and_then(|weight| u64::try_from(weight).ok()).unwrap_or(0);
-    let all_equal = written.iter().all(|target| weight(target) == 0);
-    let mut targets: Vec<RuleTarget> = Vec::with_capacity(written.len());
-    for target in written {
+    let all_equal = spec_targets.iter().all(|target| weight(target) == 0);
+    let mut targets: Vec<RuleTarget> = Vec::with_capacity(spec_targets.len());
+    for target in spec_targets {
         let weight = if all_equal { 1 } else { weight(target) };
         if let Some(same) = targets.iter_mut().find(|other| *other.name == *target.model_rewrite) {
             same.weight += weight;
         } else if weight > 0 {
             let name: Arc<str> = Arc::from(target.model_rewrite.as_str());
             targets.push(RuleTarget {
-                seed: sticky::target_seed(&object.uid, &name),
+                seed: sticky::target_seed(&source.uid, &name),
                 encoded_name: EncodedName::new(&name),
                 header_value: headers::encode_header_value(&name),
-                metrics: series.for_target(&object.rank.to_string(), object.rank.name(), model, &name),
+                metrics: metrics.for_target(&source.rank.to_string(), source.rank.name(), model, &name),
                 name,
                 weight,
                 cumulative_weight: 0,

@@ -13,7 +13,7 @@ use rollora_api::{
     router_report::{Overlap, RulesReport},
 };
 
-/// The targets that a request for `model` can get.
+/// Returns the targets that a request for `model` can get.
 fn targets(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<Vec<String>> {
     let rules = rule_set(rewrites);
     Some(rules.find(model)?.targets().iter().map(|target| target.name().to_string()).collect())
@@ -23,15 +23,15 @@ fn rule_to(models: &[&str], target: &str) -> RewriteRule {
     rule(models, &[(target, 1)])
 }
 
-/// What it shows, the rewrites, the model that is asked for, the target that it gets.
+/// Description, rewrites, requested model, expected target.
 type PrecedenceCase = (&'static str, Vec<InferenceModelRewrite>, Option<&'static str>, Option<&'static str>);
 
 #[test]
-fn the_rule_in_force_is_the_one_that_upstream_takes() {
+fn active_rule_is_the_one_upstream_selects() {
     let old = |name, rules| created_at(1, rewrite(name, rules));
     let new = |name, rules| created_at(2, rewrite(name, rules));
     let cases: Vec<PrecedenceCase> = vec![
-        ("no rewrite at all", vec![], Some("m"), None),
+        ("no rewrite", vec![], Some("m"), None),
         ("no rule", vec![old("a", vec![])], Some("m"), None),
         ("another model", vec![old("a", vec![rule_to(&["other"], "t")])], Some("m"), None),
         ("exact", vec![old("a", vec![rule_to(&["m"], "t")])], Some("m"), Some("t")),
@@ -66,13 +66,13 @@ fn the_rule_in_force_is_the_one_that_upstream_takes() {
             Some("t"),
         ),
         (
-            "of the same second: by name",
+            "by name within the same second",
             vec![old("b", vec![rule_to(&["m"], "u")]), old("a", vec![rule_to(&["m"], "t")])],
             Some("m"),
             Some("t"),
         ),
         (
-            "the current group",
+            "current group before legacy group",
             vec![as_legacy(old("a", vec![rule_to(&["m"], "t")])), new("b", vec![rule_to(&["m"], "u")])],
             Some("m"),
             Some("u"),
@@ -106,7 +106,7 @@ fn the_rule_in_force_is_the_one_that_upstream_takes() {
 }
 
 #[test]
-fn rewrites_that_are_not_ours_have_no_rules() {
+fn irrelevant_rewrites_have_no_rules() {
     let ours = rewrite("a", vec![rule_to(&["m"], "t")]);
     let mut other_pool = ours.clone();
     other_pool.spec.pool_ref.name = "other".to_owned();
@@ -119,13 +119,13 @@ fn rewrites_that_are_not_ours_have_no_rules() {
     for rewrite in [other_pool, other_group, foreign, deleted.clone()] {
         assert_eq!(targets(&[rewrite], Some("m")), None);
     }
-    let in_force = active_rules(&[ours]);
-    in_force.apply(&deleted);
-    assert!(in_force.rules().find(Some("m")).is_none());
+    let active_rules = active_rules(&[ours]);
+    active_rules.apply(&deleted);
+    assert!(active_rules.rules().find(Some("m")).is_none());
 }
 
 #[test]
-fn a_kind_of_match_that_is_not_known_matches_nothing() {
+fn unknown_match_type_matches_nothing() {
     let mut unknown = rule_to(&["m"], "t");
     unknown.matches[0].model.type_ = Some("Prefix".to_owned());
     assert_eq!(targets(&[rewrite("a", vec![unknown.clone()])], Some("m")), None);
@@ -136,8 +136,8 @@ fn a_kind_of_match_that_is_not_known_matches_nothing() {
 }
 
 #[test]
-fn weights_are_those_of_upstream() {
-    for (written, expected) in [
+fn weights_follow_upstream() {
+    for (spec_weights, expected) in [
         (vec![("a", 0), ("b", 0)], vec![("a", 1), ("b", 1)]),
         (vec![("a", 70), ("b", 30)], vec![("a", 70), ("b", 30)]),
         (vec![("a", 70), ("b", 0)], vec![("a", 70)]),
@@ -151,15 +151,15 @@ fn weights_are_those_of_upstream() {
             vec![("a", 0x7fff_ffff), ("b", 0x7fff_ffff), ("c", 0x7fff_ffff)],
         ),
     ] {
-        let rules = rule_set(&[rewrite("r", vec![rule(&["m"], &written)])]);
+        let rules = rule_set(&[rewrite("r", vec![rule(&["m"], &spec_weights)])]);
         let targets = rules.find(Some("m")).unwrap().targets();
         let weights: Vec<(&str, u64)> = targets.iter().map(|target| (&**target.name(), target.weight())).collect();
-        assert_eq!(weights, expected, "{written:?}");
+        assert_eq!(weights, expected, "{spec_weights:?}");
     }
 }
 
 #[test]
-fn the_report_says_which_rule_is_in_force() {
+fn report_contains_the_active_rule() {
     let canary = with_sequence("rollout-uid", 7, rewrite("a", vec![rule(&["m"], &[("m-v1", 90), ("m-v2", 10)])]));
     let older = as_legacy(created_at(-5, rewrite("b", vec![rule_to(&["m", "n"], "t"), rule_to(&[], "g")])));
     let report = active_rules(&[canary.clone(), older]).report(timestamp(0));
@@ -179,7 +179,7 @@ fn the_report_says_which_rule_is_in_force() {
 }
 
 #[test]
-fn a_generic_rule_of_the_current_group_leaves_no_legacy_rule_in_the_report() {
+fn current_generic_rule_hides_legacy_rules_in_report() {
     let report =
         active_rules(&[rewrite("a", vec![rule_to(&[], "g")]), as_legacy(rewrite("b", vec![rule_to(&["m"], "t")]))])
             .report(timestamp(0));
@@ -189,7 +189,7 @@ fn a_generic_rule_of_the_current_group_leaves_no_legacy_rule_in_the_report() {
 }
 
 #[test]
-fn only_names_of_headers_are_sticky_headers() {
+fn invalid_header_names_are_not_sticky_headers() {
     let rules = rule_set(&[
         with_sticky_header("X-Session-Id ", rewrite("a", vec![rule_to(&["m"], "t")])),
         with_sticky_header("no header", rewrite("b", vec![rule_to(&["n"], "t")])),
@@ -213,20 +213,20 @@ fn any_rewrite() -> impl Strategy<Value = InferenceModelRewrite> {
     })
 }
 
-/// What the documentation of the module says, word for word and slowly.
+/// Naive implementation of the precedence in the module documentation.
 fn expected_rule(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<(String, usize)> {
-    let mut claims: Vec<_> = Vec::new();
+    let mut candidates: Vec<_> = Vec::new();
     for rewrite in rewrites.iter().filter(|rewrite| rewrite.spec.pool_ref == pool()) {
         for (index, rule) in rewrite.spec.rules.iter().enumerate() {
             let is_exact = rule.matches.iter().any(|exact| Some(exact.model.value.as_str()) == model);
             if is_exact || rule.matches.is_empty() {
                 let metadata = &rewrite.metadata;
                 let object = (metadata.creation_timestamp, metadata.namespace.clone(), metadata.name.clone());
-                claims.push((rewrite.group() == Some(RewriteGroup::Legacy), !is_exact, object, index));
+                candidates.push((rewrite.group() == Some(RewriteGroup::Legacy), !is_exact, object, index));
             }
         }
     }
-    claims.into_iter().min().map(|(is_legacy, _, (.., name), index)| (format!("{is_legacy} {name}"), index))
+    candidates.into_iter().min().map(|(is_legacy, _, (.., name), index)| (format!("{is_legacy} {name}"), index))
 }
 
 fn without_usage(report: RulesReport) -> RulesReport {
@@ -235,10 +235,10 @@ fn without_usage(report: RulesReport) -> RulesReport {
 
 proptest! {
     #[test]
-    fn the_order_of_arrival_does_not_matter(
+    fn arrival_order_does_not_matter(
         (rewrites, shuffled) in prop::collection::vec(any_rewrite(), 0..8)
             .prop_map(|rewrites| {
-                // Of an object that comes twice, the last counts: each once.
+                // Keep each object once: the last of equal keys.
                 let by_key = rewrites.into_iter().map(|rewrite| (RewriteKey::of(&rewrite), rewrite));
                 by_key.collect::<HashMap<_, _>>().into_values().collect::<Vec<_>>()
             })
@@ -257,31 +257,32 @@ proptest! {
     }
 
     #[test]
-    fn changes_one_by_one_end_where_a_reset_ends(
+    fn single_changes_give_the_result_of_a_reset(
         changes in prop::collection::vec((any_rewrite(), 0..5_u8), 0..12)
     ) {
         let one_by_one = ActiveRules::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
-        let mut left = HashMap::new();
+        let mut remaining = HashMap::new();
         for (rewrite, change) in changes {
             let key = RewriteKey::of(&rewrite).unwrap();
             match change {
                 0 => {
                     one_by_one.delete(&key);
-                    left.remove(&key);
+                    remaining.remove(&key);
                 }
-                // The only one of its group.
+                // Reset its group to this rewrite only.
                 1 => {
                     one_by_one.reset_group(key.group, std::slice::from_ref(&rewrite));
-                    left.retain(|other: &RewriteKey, _| other.group != key.group);
-                    left.insert(key, rewrite);
+                    remaining.retain(|other: &RewriteKey, _| other.group != key.group);
+                    remaining.insert(key, rewrite);
                 }
                 _ => {
                     one_by_one.apply(&rewrite);
-                    left.insert(key, rewrite);
+                    remaining.insert(key, rewrite);
                 }
             }
         }
-        let left: Vec<_> = left.into_values().collect();
-        prop_assert_eq!(without_usage(one_by_one.report(timestamp(0))), without_usage(active_rules(&left).report(timestamp(0))));
+        let remaining: Vec<_> = remaining.into_values().collect();
+        let expected = active_rules(&remaining).report(timestamp(0));
+        prop_assert_eq!(without_usage(one_by_one.report(timestamp(0))), without_usage(expected));
     }
 }

@@ -1,8 +1,8 @@
-//! What a real Python reads in bodies that went through the splice: vLLM calls `json.loads(bytes)`, which reads more
-//! than strict JSON is (`NaN`, lone surrogates, UTF-16, two keys of one name).
+//! Compares the splice with a real Python: vLLM parses bodies with `json.loads(bytes)`, which accepts more than strict
+//! JSON (`NaN`, lone surrogates, UTF-16, duplicate keys).
 //!
-//! Thousands of bodies from a fixed seed go to one `python3`; without one the test says so and passes.
-#![expect(clippy::unwrap_used, reason = "a test: what cannot fail here is a finding where it does")]
+//! Thousands of bodies from a fixed seed go to one `python3`; the test is skipped with a message if there is none.
+#![expect(clippy::unwrap_used, reason = "a test: an unexpected failure is a finding")]
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -26,7 +26,7 @@ const BODIES: usize = 6000;
 const SEED: u64 = 5;
 const SCRIPT: &str = include_str!("models.py");
 
-/// Values that Python and strict JSON read differently, and others.
+/// Values, among them some that Python and strict JSON read differently.
 const VALUES: [&str; 38] = [
     r#""m""#,
     r#""m""#,
@@ -88,7 +88,7 @@ const SUFFIXES: [&str; 10] = ["", "", "", "", "\n", " x", "{}", "}", "\0", "{\"m
 
 fn any_body(random: &mut StdRng) -> Vec<u8> {
     let pick = |from: &'static [&'static str], random: &mut StdRng| *from.choose(random).unwrap();
-    // Seldom more than plain white space, so that most bodies are read.
+    // Mostly plain white space, so that most bodies are valid.
     let space = |random: &mut StdRng| {
         let from = if random.random_bool(0.03) { &SPACES[..] } else { &SPACES[..7] };
         pick(from, random)
@@ -140,7 +140,7 @@ fn encode_wide(body: &[u8], mark: &[u8], unit: impl Fn(u16) -> Vec<u8>) -> Vec<u
     mark.iter().copied().chain(text.encode_utf16().flat_map(unit)).collect()
 }
 
-/// Rules that send `m` to `m-v1`, and, where `generic`, everybody else to `base`.
+/// Rules that route `m` to `m-v1` and, if `generic`, all other models to `base`.
 fn active_rules(generic: bool) -> Arc<ActiveRules> {
     let rewrite = |name: &str, rule: Value| -> InferenceModelRewrite {
         let rewrite = json!({
@@ -156,28 +156,28 @@ fn active_rules(generic: bool) -> Arc<ActiveRules> {
         rewrites.push(rewrite("any", json!({ "targets": [{ "modelRewrite": "base" }] })));
     }
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
-    in_force.reset(&rewrites);
-    in_force
+    let active_rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
+    active_rules.reset(&rewrites);
+    active_rules
 }
 
-/// What became of a body.
+/// Result of an exchange with one body.
 struct ExchangeOutcome {
     sent: Vec<u8>,
     generic: bool,
-    /// What the server sees; none where the client was answered.
+    /// The body that the server gets; `None` if the request was refused.
     forwarded: Option<Vec<u8>>,
-    /// Whom a rule chose.
+    /// The target that a rule selected.
     target: Option<String>,
-    /// Whom the request counts for.
+    /// The model that the request counts for.
     served_model: Option<String>,
 }
 
-fn run_exchange(sent: Vec<u8>, in_force: &Arc<ActiveRules>, generic: bool) -> ExchangeOutcome {
+fn run_exchange(sent: Vec<u8>, active_rules: &Arc<ActiveRules>, generic: bool) -> ExchangeOutcome {
     let headers = HeaderMap::new();
     let head = RequestHead { path_and_query: "/v1/completions", headers: &headers, has_body: true };
-    let (mut exchange, _) = Exchange::begin(in_force, PathGuard::Off, &head, Timestamp::UNIX_EPOCH);
-    let passed = match exchange.request_body(&Bytes::from(sent.clone()), 0, Timestamp::UNIX_EPOCH) {
+    let (mut exchange, _) = Exchange::begin(active_rules, PathGuard::Off, &head, Timestamp::UNIX_EPOCH);
+    let forwarded = match exchange.request_body(&Bytes::from(sent.clone()), 0, Timestamp::UNIX_EPOCH) {
         BodyAction::Forward => Some(sent.clone()),
         BodyAction::Replace(spliced) => Some(spliced.into_bytes().to_vec()),
         BodyAction::Refuse(_) => None,
@@ -185,15 +185,15 @@ fn run_exchange(sent: Vec<u8>, in_force: &Arc<ActiveRules>, generic: bool) -> Ex
     let model = exchange.served_model().map(str::to_owned);
     let target = exchange.response_head(StatusCode::OK, Timestamp::UNIX_EPOCH);
     let target = target.map(|target| target.to_str().unwrap().to_owned());
-    ExchangeOutcome { sent, generic, forwarded: passed, target, served_model: model }
+    ExchangeOutcome { sent, generic, forwarded, target, served_model: model }
 }
 
-/// What Python says to each of these bodies; none without a Python.
+/// Returns Python's result for each body. `None` if there is no Python.
 fn run_python(bodies: &[&[u8]]) -> Option<Vec<Value>> {
     let mut command = Command::new("python3");
     let spawned = command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let Ok(mut python) = spawned else {
-        eprintln!("skipped: there is no python3 here, whose json.loads the splice is compared with");
+        eprintln!("skipped: comparison with json.loads needs python3, which was not found");
         return None;
     };
     let mut stdin = python.stdin.take().unwrap();
@@ -201,64 +201,65 @@ fn run_python(bodies: &[&[u8]]) -> Option<Vec<Value>> {
         .iter()
         .map(|body| body.iter().map(|byte| format!("{byte:02x}")).chain(["\n".to_owned()]).collect())
         .collect();
-    let mut said = String::new();
+    let mut output = String::new();
     std::thread::scope(|scope| {
         scope.spawn(move || stdin.write_all(lines.concat().as_bytes()).unwrap());
-        python.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        python.stdout.take().unwrap().read_to_string(&mut output).unwrap();
     });
     assert!(python.wait().unwrap().success());
-    Some(said.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    Some(output.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
 #[test]
-fn python_sees_the_model_that_was_decided_and_no_other() {
+fn python_reads_only_the_decided_model() {
     let mut random = StdRng::seed_from_u64(SEED);
     let by_rules = [active_rules(false), active_rules(true)];
-    let judged: Vec<ExchangeOutcome> =
+    let outcomes: Vec<ExchangeOutcome> =
         (0..BODIES).map(|index| run_exchange(any_body(&mut random), &by_rules[index % 2], index % 2 == 1)).collect();
-    let of = |body: &ExchangeOutcome| body.forwarded.clone().unwrap_or_default();
-    let passed: Vec<Vec<u8>> = judged.iter().map(of).collect();
-    let all: Vec<&[u8]> = judged.iter().map(|one| &one.sent[..]).chain(passed.iter().map(|body| &body[..])).collect();
-    let Some(said) = run_python(&all) else { return };
-    let (before, after) = said.split_at(BODIES);
+    let forwarded_body = |body: &ExchangeOutcome| body.forwarded.clone().unwrap_or_default();
+    let forwarded: Vec<Vec<u8>> = outcomes.iter().map(forwarded_body).collect();
+    let all: Vec<&[u8]> =
+        outcomes.iter().map(|outcome| &outcome.sent[..]).chain(forwarded.iter().map(|body| &body[..])).collect();
+    let Some(results) = run_python(&all) else { return };
+    let (before, after) = results.split_at(BODIES);
     let mut counts = [0_usize; 4];
-    for ((one, before), after) in judged.iter().zip(before).zip(after) {
-        let text = String::from_utf8_lossy(&one.sent).into_owned();
-        let seen = last_model(after);
-        match (&one.forwarded, &one.target) {
+    for ((outcome, before), after) in outcomes.iter().zip(before).zip(after) {
+        let text = String::from_utf8_lossy(&outcome.sent).into_owned();
+        let parsed = last_model(after);
+        match (&outcome.forwarded, &outcome.target) {
             (Some(_), Some(target)) => {
                 assert!(after["models"].is_null() || after["models"] == 1, "{text:?}: {after}");
-                // Either the server refuses the body, or it reads what was decided.
-                assert!(after["models"].is_null() || seen.as_ref() == Some(target), "{text:?}: {after}");
-                counts[0] += usize::from(seen.is_some());
-                // Nothing is broken here. A value that nobody reads may have been replaced, and then all is read.
+                // The server either refuses the body or reads the selected target.
+                assert!(after["models"].is_null() || parsed.as_ref() == Some(target), "{text:?}: {after}");
+                counts[0] += usize::from(parsed.is_some());
+                // A valid body stays valid. An invalid value may have been replaced, which makes the body valid.
                 assert!(before["models"].is_null() || !after["models"].is_null(), "{text:?}");
             }
-            (Some(passed), None) => {
-                assert_eq!(passed, &one.sent, "{text:?}");
+            (Some(forwarded), None) => {
+                assert_eq!(forwarded, &outcome.sent, "{text:?}");
                 let read = !before["models"].is_null();
-                assert!(!read || !one.generic, "{text:?} is read and was not given a target");
-                assert!(seen.as_deref() != Some("m"), "{text:?} reaches the alias without a rule");
-                // Whom the request counts for is who serves it.
-                assert!(!read || one.served_model == seen, "{text:?}: {:?} {seen:?}", one.served_model);
+                assert!(!read || !outcome.generic, "{text:?} is valid and got no target");
+                assert!(parsed.as_deref() != Some("m"), "{text:?} reaches the alias without a rule");
+                // The request counts for the model that serves it.
+                assert!(!read || outcome.served_model == parsed, "{text:?}: {:?} {parsed:?}", outcome.served_model);
                 counts[1] += usize::from(read);
             }
             (None, _) => {
-                let twice = before["models"].as_u64().is_some_and(|models| models > 1);
-                let is_wide = one.sent.iter().take(4).any(|byte| [0, 0xfe, 0xff].contains(byte));
+                let duplicate = before["models"].as_u64().is_some_and(|models| models > 1);
+                let is_wide = outcome.sent.iter().take(4).any(|byte| [0, 0xfe, 0xff].contains(byte));
                 let refused = before["models"].is_null();
-                assert!(refused || twice || is_wide, "{text:?} was refused without need: {before}");
-                counts[2] += usize::from(twice);
+                assert!(refused || duplicate || is_wide, "{text:?} was refused although it is valid: {before}");
+                counts[2] += usize::from(duplicate);
                 counts[3] += usize::from(is_wide);
             }
         }
     }
-    // Each kind of outcome was there, and often.
+    // Each kind of outcome occurred often.
     assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
 }
 
-/// The model that Python sees, where it is Unicode text. Nobody is named otherwise.
-fn last_model(said: &Value) -> Option<String> {
-    let units = said["last"].as_array()?;
+/// Returns the model that Python reads. `None` if it is not Unicode text, which no model name is.
+fn last_model(result: &Value) -> Option<String> {
+    let units = result["last"].as_array()?;
     units.iter().map(|unit| char::from_u32(u32::try_from(unit.as_u64()?).ok()?)).collect()
 }

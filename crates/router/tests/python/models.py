@@ -1,14 +1,14 @@
-"""What json.loads, which vLLM reads bodies with, makes of each body: a line of hex comes, a line of JSON goes."""
+"""Parses bodies with json.loads, as vLLM does: reads one body per line as hex, prints one result per line as JSON."""
 
 import json
 import sys
 
 
 class Pairs(list):
-    """An object's members, also those that a later one with the same key replaces."""
+    """Members of an object, including those that a later one with the same key replaces."""
 
 
-def judge(body):
+def parse(body):
     try:
         pairs = json.loads(body, object_pairs_hook=Pairs)
     except (ValueError, RecursionError):
@@ -21,9 +21,9 @@ def judge(body):
     last = models[-1]
     if not isinstance(last, str):
         return {"models": len(models)}
-    # Surrogates that stand alone go as code units, so that both sides compare the same thing.
+    # Lone surrogates are printed as code units, so that both sides compare the same values.
     return {"models": len(models), "last": [ord(character) for character in last]}
 
 
 for line in sys.stdin:
-    print(json.dumps(judge(bytes.fromhex(line.strip()))), flush=False)
+    print(json.dumps(parse(bytes.fromhex(line.strip()))), flush=False)

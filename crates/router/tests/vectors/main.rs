@@ -1,14 +1,14 @@
-//! What upstream's own tests state, in our words and with our names (`upstream.json`), and where ours is another
-//! outcome, what upstream's is. `of` says which of upstream's tests state it: those of the picker's store of rules, of
-//! its reconciler, of its director (weights and bodies), of its request and response handlers, its hermetic ones (a
-//! whole server), and those of the body-based router.
+//! Test vectors derived from upstream's own tests, with our names (`upstream.json`). `upstream` describes upstream's
+//! result where ours differs on purpose. `suite` is the upstream test suite: that of the endpoint picker's rule store,
+//! of its reconciler, of its director (weights and bodies), of its request and response handlers, its hermetic tests (a
+//! whole server), or that of the body-based router.
 //!
-//! Stated elsewhere, where the messages of Envoy's protocol are: pieces of at most 62,000 bytes, headers and bodies of
-//! a GET, routing headers and `clear_route_cache`, the tokens that an answer says (`rollora-ext-proc`,
-//! `processor/tests`). Not ours: the choice of an endpoint (subsets, 503 without one), priorities, and the echo of a
-//! request's own headers.
+//! Covered elsewhere, with the messages of Envoy's protocol: chunks of at most 62,000 bytes, headers and bodies of a
+//! GET, routing headers and `clear_route_cache`, token usage in responses (`rollora-ext-proc`, `processor/tests`). Out
+//! of scope: endpoint selection (subsets, 503 without an endpoint), priorities, and the echo of a request's own
+//! headers.
 
-#![allow(clippy::unwrap_used, reason = "a test says by a panic what is wrong")]
+#![allow(clippy::unwrap_used, reason = "a test reports failures by panicking")]
 
 mod request;
 
@@ -129,10 +129,10 @@ fn to_rewrite(object: &RewriteVector) -> InferenceModelRewrite {
             json!({ "matches": matches, "targets": targets })
         })
         .collect();
-    let made = Timestamp::from_second(object.created_at).unwrap();
+    let created_at = Timestamp::from_second(object.created_at).unwrap();
     let mut rewrite = rewrite(&object.name, object.pool.as_deref().unwrap_or("pool"), &rules.into());
-    rewrite.metadata.creation_timestamp = Some(made);
-    rewrite.metadata.deletion_timestamp = object.deleted.then_some(made);
+    rewrite.metadata.creation_timestamp = Some(created_at);
+    rewrite.metadata.deletion_timestamp = object.deleted.then_some(created_at);
     rewrite
 }
 
@@ -145,51 +145,51 @@ fn rewrite(name: &str, pool: &str, rules: &Value) -> InferenceModelRewrite {
     .unwrap()
 }
 
-/// `chat` goes to `chat-a`, and where a generic target is named, everybody else there.
+/// Rules that route `chat` to `chat-a` and, if `generic` is given, all other models to `generic`.
 fn chat(generic: Option<&str>) -> Arc<ActiveRules> {
-    let in_force = empty_rules();
+    let active_rules = empty_rules();
     let exact = json!([{ "matches": [{ "model": { "value": "chat" } }], "targets": [{ "modelRewrite": "chat-a" }] }]);
-    in_force.apply(&rewrite("chat", "pool", &exact));
+    active_rules.apply(&rewrite("chat", "pool", &exact));
     if let Some(generic) = generic {
-        in_force.apply(&rewrite("generic", "pool", &json!([{ "targets": [{ "modelRewrite": generic }] }])));
+        active_rules.apply(&rewrite("generic", "pool", &json!([{ "targets": [{ "modelRewrite": generic }] }])));
     }
-    in_force
+    active_rules
 }
 
 #[test]
-fn every_vector_has_a_name_of_its_own() {
-    let Vectors { rules, weights, requests, responses: answers, headers } = load_vectors();
+fn vector_names_are_unique() {
+    let Vectors { rules, weights, requests, responses, headers } = load_vectors();
     let origins: Vec<VectorOrigin> = rules
         .into_iter()
         .map(|it| it.origin)
         .chain(weights.into_iter().map(|it| it.origin))
         .chain(requests.into_iter().map(|it| it.origin))
-        .chain(answers.into_iter().map(|it| it.origin))
+        .chain(responses.into_iter().map(|it| it.origin))
         .chain(headers.into_iter().map(|it| it.origin))
         .collect();
     let names: BTreeSet<_> = origins.iter().map(|origin| &origin.name).collect();
     assert_eq!(names.len(), origins.len());
-    let of: BTreeSet<_> = origins.iter().map(|origin| origin.suite.as_str()).collect();
+    let suites: BTreeSet<_> = origins.iter().map(|origin| origin.suite.as_str()).collect();
     let expected = ["body router", "director", "hermetic", "reconciler", "request", "response", "store"];
-    assert_eq!(of, expected.into());
+    assert_eq!(suites, expected.into());
     assert!(origins.iter().all(|origin| origin.upstream.as_ref().is_none_or(|other| !other.is_empty())));
 }
 
 #[test]
-fn the_rule_in_force_is_that_of_upstreams_vectors() {
-    for RulesVector { origin, steps, lookups: finds } in load_vectors().rules {
-        let in_force = empty_rules();
+fn active_rules_match_upstream_vectors() {
+    for RulesVector { origin, steps, lookups } in load_vectors().rules {
+        let active_rules = empty_rules();
         for step in &steps {
             match step {
-                RulesStep::Apply(written) => in_force.apply(&to_rewrite(written)),
+                RulesStep::Apply(rewrite) => active_rules.apply(&to_rewrite(rewrite)),
                 RulesStep::Delete(name) => {
                     let namespace = Some("ns".to_owned());
-                    in_force.delete(&RewriteKey { group: RewriteGroup::Current, namespace, name: name.clone() });
+                    active_rules.delete(&RewriteKey { group: RewriteGroup::Current, namespace, name: name.clone() });
                 }
             }
         }
-        let rules = in_force.rules();
-        for (model, expected) in finds {
+        let rules = active_rules.rules();
+        for (model, expected) in lookups {
             let found = rules.find(model.as_deref()).map(|rule| rule.targets()[0].name().to_string());
             assert_eq!(found, expected, "{}: {model:?}", origin.name);
         }
@@ -197,9 +197,9 @@ fn the_rule_in_force_is_that_of_upstreams_vectors() {
 }
 
 #[test]
-fn targets_are_chosen_by_the_shares_of_upstreams_vectors() {
+fn target_shares_match_upstream_vectors() {
     for WeightsVector { origin, targets, shares } in load_vectors().weights {
-        let in_force = empty_rules();
+        let active_rules = empty_rules();
         let targets_json: Vec<_> = targets
             .iter()
             .map(|(name, weight)| match weight {
@@ -207,41 +207,41 @@ fn targets_are_chosen_by_the_shares_of_upstreams_vectors() {
                 None => json!({ "modelRewrite": name }),
             })
             .collect();
-        in_force.apply(&rewrite("r", "pool", &json!([{ "targets": targets_json }])));
+        active_rules.apply(&rewrite("r", "pool", &json!([{ "targets": targets_json }])));
         let mut random = StdRng::seed_from_u64(6);
         let mut counts = vec![0_u32; targets.len()];
         for _ in 0..DRAWS {
-            let mut exchange = begin(&in_force, &HeaderMap::new(), true).0;
+            let mut exchange = begin(&active_rules, &HeaderMap::new(), true).0;
             drop(exchange.request_body(&Bytes::from_static(b"{\"model\":\"m\"}"), random.random(), NOW));
-            let chosen = exchange.served_model().unwrap();
-            counts[targets.iter().position(|(name, _)| name == chosen).unwrap()] += 1;
+            let selected = exchange.served_model().unwrap();
+            counts[targets.iter().position(|(name, _)| name == selected).unwrap()] += 1;
         }
         for (count, share) in counts.iter().zip(&shares) {
-            // Upstream allows a fifth; five standard deviations are less than a twentieth here.
+            // Upstream allows a deviation of a fifth; five standard deviations are less than a twentieth here.
             let deviation = (share * (1.0 - share) / f64::from(DRAWS)).sqrt();
-            let seen = f64::from(*count) / f64::from(DRAWS);
-            assert!((seen - share).abs() <= 5.0 * deviation, "{}: {seen} instead of {share}", origin.name);
+            let observed = f64::from(*count) / f64::from(DRAWS);
+            assert!((observed - share).abs() <= 5.0 * deviation, "{}: {observed} instead of {share}", origin.name);
         }
     }
 }
 
-fn begin(in_force: &Arc<ActiveRules>, headers: &HeaderMap, has_body: bool) -> (Exchange, HeadAction) {
+fn begin(active_rules: &Arc<ActiveRules>, headers: &HeaderMap, has_body: bool) -> (Exchange, HeadAction) {
     let head = RequestHead { path_and_query: "/v1/completions", headers, has_body };
-    Exchange::begin(in_force, PathGuard::Administration, &head, NOW)
+    Exchange::begin(active_rules, PathGuard::Administration, &head, NOW)
 }
 
-/// What goes on of a body that comes in these pieces.
-fn send_chunks(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, RequestRefusal> {
+/// Sends a body in these chunks. Returns the forwarded bytes or the refusal.
+fn send_chunks(exchange: &mut Exchange, chunks: &[String]) -> Result<Bytes, RequestRefusal> {
     let mut out = Vec::new();
-    for piece in pieces {
-        exchange.request_chunk(&Bytes::copy_from_slice(piece.as_bytes()), 0, NOW, &mut out)?;
+    for chunk in chunks {
+        exchange.request_chunk(&Bytes::copy_from_slice(chunk.as_bytes()), 0, NOW, &mut out)?;
     }
     exchange.request_end(&mut out)?;
     Ok(out.concat().into())
 }
 
-fn send_whole(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, RequestRefusal> {
-    let body = Bytes::from(pieces.concat());
+fn send_whole(exchange: &mut Exchange, chunks: &[String]) -> Result<Bytes, RequestRefusal> {
+    let body = Bytes::from(chunks.concat());
     match exchange.request_body(&body, 0, NOW) {
         BodyAction::Forward => Ok(body),
         BodyAction::Replace(spliced) => Ok(spliced.into_bytes()),
@@ -250,32 +250,32 @@ fn send_whole(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, Reque
 }
 
 #[test]
-fn requests_become_what_upstreams_vectors_say() {
+fn requests_match_upstream_vectors() {
     for vector in load_vectors().requests {
         let name = &vector.origin.name;
-        let in_force = chat(vector.generic.as_deref());
+        let active_rules = chat(vector.generic.as_deref());
         let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         for (header, value) in &vector.headers {
             headers.insert(HeaderName::try_from(header).unwrap(), HeaderValue::try_from(value).unwrap());
         }
         headers::remove_internal(&mut headers);
         for read in [send_chunks, send_whole] {
-            let (mut exchange, action) = begin(&in_force, &headers, vector.chunks.is_some());
-            let gone_on = match &vector.chunks {
-                Some(pieces) if action == HeadAction::ReadBody => read(&mut exchange, pieces),
+            let (mut exchange, action) = begin(&active_rules, &headers, vector.chunks.is_some());
+            let forwarded = match &vector.chunks {
+                Some(chunks) if action == HeadAction::ReadBody => read(&mut exchange, chunks),
                 other => {
                     assert_eq!((&action, other), (&HeadAction::Forward, &None), "{name}");
                     Ok(Bytes::new())
                 }
             };
             let expected = vector.expected_body.as_deref().ok_or(vector.refused_status.unwrap_or_default());
-            let gone_on = gone_on.as_ref().map(|body| std::str::from_utf8(body).unwrap());
-            assert_eq!(gone_on.map_err(|refusal| refusal.status().as_u16()), expected, "{name}");
+            let forwarded = forwarded.as_ref().map(|body| std::str::from_utf8(body).unwrap());
+            assert_eq!(forwarded.map_err(|refusal| refusal.status().as_u16()), expected, "{name}");
             if vector.refused_status.is_some() {
                 continue;
             }
-            let asked = exchange.requested_model().filter(|asked| !asked.is_empty());
-            assert_eq!(asked, vector.requested_model.as_deref(), "{name}");
+            let requested = exchange.requested_model().filter(|requested| !requested.is_empty());
+            assert_eq!(requested, vector.requested_model.as_deref(), "{name}");
             let target = exchange.target_header().map(|target| target.to_str().unwrap());
             assert_eq!(target, vector.target.as_deref(), "{name}");
         }
@@ -283,37 +283,35 @@ fn requests_become_what_upstreams_vectors_say() {
 }
 
 #[test]
-fn answers_become_what_upstreams_vectors_say() {
-    for ResponseVector { origin, generic, event_stream: events, request, chunks: pieces, expected_body: becomes } in
-        load_vectors().responses
-    {
+fn responses_match_upstream_vectors() {
+    for ResponseVector { origin, generic, event_stream, request, chunks, expected_body } in load_vectors().responses {
         let (mut exchange, _) = begin(&chat(generic.as_deref()), &HeaderMap::new(), true);
         send_chunks(&mut exchange, &[request]).unwrap();
-        let kind = if events { "text/event-stream" } else { "application/json" };
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        let content_type = if event_stream { "text/event-stream" } else { "application/json" };
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
         let mut out = Vec::new();
         match exchange.restorer(&headers) {
             Some(mut restorer) => {
-                for piece in &pieces {
-                    restorer.push(&Bytes::copy_from_slice(piece.as_bytes()), &mut out);
+                for chunk in &chunks {
+                    restorer.push(&Bytes::copy_from_slice(chunk.as_bytes()), &mut out);
                 }
                 restorer.finish(&mut out);
             }
-            None => out.push(pieces.concat().into()),
+            None => out.push(chunks.concat().into()),
         }
-        assert_eq!(String::from_utf8(out.concat()).unwrap(), becomes, "{}", origin.name);
+        assert_eq!(String::from_utf8(out.concat()).unwrap(), expected_body, "{}", origin.name);
     }
 }
 
 #[test]
-fn headers_are_kept_from_whom_upstreams_vectors_keep_them() {
-    for HeadersVector { origin, sent, kept: stay } in load_vectors().headers {
+fn removed_headers_match_upstream_vectors() {
+    for HeadersVector { origin, sent, kept } in load_vectors().headers {
         let names = |names: &[String]| -> HashSet<HeaderName> {
             names.iter().map(|name| HeaderName::try_from(name).unwrap()).collect()
         };
         let mut headers: HeaderMap =
             names(&sent).into_iter().map(|name| (name, HeaderValue::from_static("x"))).collect();
         headers::remove_internal(&mut headers);
-        assert_eq!(headers.keys().cloned().collect::<HashSet<_>>(), names(&stay), "{}", origin.name);
+        assert_eq!(headers.keys().cloned().collect::<HashSet<_>>(), names(&kept), "{}", origin.name);
     }
 }

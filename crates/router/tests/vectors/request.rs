@@ -1,8 +1,8 @@
-//! How a request stands among the vectors; also for the test that sends them through Envoy.
+//! Format of the request vectors; also used by the test that sends them through Envoy.
 
 use serde::Deserialize;
 
-/// What it is called, where it comes from, and what upstream does where we do something else.
+/// Name of a vector, the upstream test suite that it comes from, and what upstream does if Rollora differs.
 #[derive(Debug, Deserialize)]
 pub(crate) struct VectorOrigin {
     pub(crate) name: String,
@@ -18,7 +18,7 @@ pub(crate) struct RequestVector {
     pub(crate) generic: Option<String>,
     #[serde(default)]
     pub(crate) headers: Vec<(String, String)>,
-    /// None where there is no body.
+    /// `None` for a request without a body.
     pub(crate) chunks: Option<Vec<String>>,
     pub(crate) expected_body: Option<String>,
     pub(crate) refused_status: Option<u16>,

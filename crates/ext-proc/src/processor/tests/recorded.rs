@@ -1,5 +1,5 @@
-//! What a real Envoy 1.40 sent, byte for byte, for a chat request in three pieces and the response to it. Each line of
-//! the file is one message; a line with `#` says how the filter was set up.
+//! Messages that a real Envoy 1.40 sent for a chat request in three chunks and its response, byte for byte. Each line
+//! of the file is one message; a line with `#` names the configuration of the filter.
 
 use super::*;
 
@@ -11,14 +11,14 @@ fn bytes(line: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_envoy_sends_is_understood() {
+fn recorded_envoy_messages_are_processed() {
     let mut streams = 0;
     for recorded in RECORDED.split("# ").skip(1) {
         let mut lines = recorded.lines();
         let title = lines.next().unwrap();
         let mut filter = FilterSimulator::new(&active_rules());
         for line in lines {
-            assert!(filter.send(ProcessingRequest::decode(&bytes(line)[..]).unwrap()), "{title}");
+            assert!(filter.send(proto::ProcessingRequest::decode(&bytes(line)[..]).unwrap()), "{title}");
         }
         let (body, set, removed) = match title {
             "trailers" | "duplex" | "streamed" => (r#"{"messages":[],"model":"alias-v2"}"#, None, true),

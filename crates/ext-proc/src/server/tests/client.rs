@@ -1,9 +1,6 @@
-//! A small client: gRPC over hyper's HTTP/2, and HTTP/1.1 for the metrics port.
+//! Small test client: gRPC over hyper's HTTP/2, and HTTP/1.1 for the metrics port.
 
-use crate::proto::{
-    HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, HealthCheckRequest, HealthCheckResponse, PROCESS_PATH, ProcessingAction,
-    ProcessingRequest, ProcessingResponse, ServingStatus,
-};
+use crate::proto::{self, HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, PROCESS_PATH};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
@@ -26,7 +23,7 @@ use std::{
 use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
 use tonic::{Code, Status};
 
-/// One connection.
+/// One HTTP/2 connection to the server.
 pub(super) struct GrpcClient {
     requests: http2::SendRequest<GrpcRequestBody>,
     _connection: JoinSet<()>,
@@ -37,7 +34,7 @@ impl GrpcClient {
         let stream = TcpStream::connect(to).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        // As Envoy is told to.
+        // The windows of Envoy's configuration.
         builder.initial_stream_window_size(64 * 1024).initial_connection_window_size(1024 * 1024);
         let (requests, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
         let mut tasks = JoinSet::new();
@@ -45,7 +42,7 @@ impl GrpcClient {
         Self { requests, _connection: tasks }
     }
 
-    /// Begins a call; nothing has been sent on it.
+    /// Begins a call without sending a message.
     async fn begin(&mut self, path: &str) -> ClientCall {
         let (messages, body) = request_body();
         let request = Request::post(format!("http://server{path}"))
@@ -66,7 +63,7 @@ impl GrpcClient {
         self.call_health(HEALTH_WATCH_PATH, service).await
     }
 
-    pub(super) async fn check(&mut self, service: &str) -> Result<ServingStatus, Status> {
+    pub(super) async fn check(&mut self, service: &str) -> Result<proto::ServingStatus, Status> {
         let mut call = self.call_health(HEALTH_CHECK_PATH, service).await;
         match call.next_status().await {
             Some(status) => Ok(status),
@@ -74,11 +71,11 @@ impl GrpcClient {
         }
     }
 
-    /// Unary methods answer only when the question is whole.
+    /// Begins a health call. Unary methods respond only after the request stream has ended.
     async fn call_health(&mut self, path: &str, service: &str) -> ClientCall {
-        let question = HealthCheckRequest { service: service.to_owned() };
+        let message = proto::HealthCheckRequest { service: service.to_owned() };
         let (messages, body) = request_body();
-        messages.send(&question.encode_to_vec());
+        messages.send(&message.encode_to_vec());
         drop(messages);
         let request = Request::post(format!("http://server{path}")).body(body).unwrap();
         let response = self.requests.send_request(request).await.unwrap();
@@ -91,17 +88,16 @@ impl GrpcClient {
     }
 }
 
-/// One call.
 pub(super) struct ClientCall {
     messages: Option<MessageSender>,
     response: Response<Incoming>,
-    /// What a status may stand in.
+    /// Response headers and trailers, which can contain the status.
     trailers: http::HeaderMap,
     read: BytesMut,
 }
 
 impl ClientCall {
-    pub(super) fn send(&mut self, message: &ProcessingRequest) {
+    pub(super) fn send(&mut self, message: &proto::ProcessingRequest) {
         self.send_bytes(&message.encode_to_vec());
     }
 
@@ -109,33 +105,33 @@ impl ClientCall {
         self.messages.as_ref().unwrap().send(message);
     }
 
-    /// Sends the beginning of a message of this length.
+    /// Sends the prefix of a message of `length` bytes and its beginning.
     pub(super) fn send_start(&mut self, length: usize, beginning: &[u8]) {
         let length = u32::try_from(length).unwrap().to_be_bytes();
         self.send_rest(&[&[0], &length[..], beginning].concat());
     }
 
-    /// Sends more of it.
+    /// Sends raw bytes that continue a message.
     pub(super) fn send_rest(&mut self, bytes: &[u8]) {
         self.messages.as_ref().unwrap().send_raw(Bytes::copy_from_slice(bytes));
     }
 
-    /// How many messages have not left.
+    /// Returns how many messages were not sent yet.
     pub(super) fn unsent(&self) -> usize {
         self.messages.as_ref().unwrap().unsent.load(Relaxed)
     }
 
-    pub(super) async fn next(&mut self) -> ProcessingAction {
+    pub(super) async fn next(&mut self) -> proto::ProcessingAction {
         let message = self.message().await.expect("a reply");
-        ProcessingResponse::decode(message).unwrap().action.unwrap()
+        proto::ProcessingResponse::decode(message).unwrap().action.unwrap()
     }
 
-    pub(super) async fn next_status(&mut self) -> Option<ServingStatus> {
-        let message = HealthCheckResponse::decode(self.message().await?).unwrap();
+    pub(super) async fn next_status(&mut self) -> Option<proto::ServingStatus> {
+        let message = proto::HealthCheckResponse::decode(self.message().await?).unwrap();
         Some(message.status())
     }
 
-    /// The next message; none at the end.
+    /// Reads the next message. `None` at the end of the response.
     async fn message(&mut self) -> Option<Bytes> {
         loop {
             if let Some(length) = self.read.get(1..5) {
@@ -152,25 +148,25 @@ impl ClientCall {
         }
     }
 
-    /// How the call has ended.
+    /// Reads the status at the end of the call.
     pub(super) async fn status(&mut self) -> Status {
         assert_eq!(self.message().await, None);
         Status::from_header_map(&self.trailers).unwrap()
     }
 
-    /// Why it was refused before it began.
+    /// Returns the status of a call that was refused without messages.
     pub(super) fn initial_status(&self) -> Status {
         Status::from_header_map(self.response.headers()).unwrap()
     }
 
-    /// Sends nothing more, and waits for the end.
+    /// Ends the request stream and expects the status OK.
     pub(super) async fn finish(mut self) {
         self.messages = None;
         assert_eq!(self.status().await.code(), Code::Ok);
     }
 }
 
-/// What a call sends, as it is asked for.
+/// Sender of the messages of a call.
 struct MessageSender {
     sender: mpsc::UnboundedSender<Bytes>,
     unsent: Arc<AtomicUsize>,
@@ -183,8 +179,8 @@ pub(super) struct GrpcRequestBody {
 
 fn request_body() -> (MessageSender, GrpcRequestBody) {
     let (sender, messages) = mpsc::unbounded_channel();
-    let waiting = Arc::new(AtomicUsize::new(0));
-    (MessageSender { sender, unsent: Arc::clone(&waiting) }, GrpcRequestBody { messages, unsent: waiting })
+    let unsent = Arc::new(AtomicUsize::new(0));
+    (MessageSender { sender, unsent: Arc::clone(&unsent) }, GrpcRequestBody { messages, unsent })
 }
 
 impl MessageSender {
@@ -218,7 +214,7 @@ impl Body for GrpcRequestBody {
     }
 }
 
-/// Asks over HTTP/1.1 for `path`.
+/// Requests `path` over HTTP/1.1. Returns status and body.
 pub(super) async fn get(from: SocketAddr, path: &str) -> (u16, String) {
     let stream = TcpStream::connect(from).await.unwrap();
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();

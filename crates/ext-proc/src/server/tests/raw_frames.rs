@@ -1,4 +1,5 @@
-//! HTTP/2 by the byte, to send what no client library sends: many streams that are over before the server gets a turn.
+//! Raw HTTP/2 frames, to send what no client library sends: many streams that are reset before the server processes
+//! them.
 
 use crate::proto::HEALTH_CHECK_PATH;
 use std::net::SocketAddr;
@@ -21,10 +22,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The headers of a call, without a table.
+/// Encodes the headers of a call without using HPACK's dynamic table.
 fn headers() -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    // POST, http, and then literals under the names :path, :authority and content-type of the static table.
+    // POST, http, then literals with the names :path, :authority and content-type of the static table.
     let parts = [
         vec![0x83, 0x86, 0x04],
         text(HEALTH_CHECK_PATH),
@@ -36,8 +37,7 @@ fn headers() -> Vec<u8> {
     parts.concat()
 }
 
-/// Begins so many calls, gives all up at once, and asks for the server's health behind them. Returns whether that was
-/// answered.
+/// Starts `calls` calls, resets them all, then sends a health request. Returns whether the server responds to it.
 pub(super) async fn responds_after_resets(server: SocketAddr, calls: u32) -> bool {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(SETTINGS, 0, 0, &[]));

@@ -1,7 +1,7 @@
-"""Records what Python's json.loads, which vLLM reads bodies with, makes of hard bodies.
+"""Records how Python's json.loads, which vLLM uses, parses a list of difficult bodies.
 
-Prints one JSON object a line: the body in hex, and the `model` that Python sees there:
-{"model": TEXT}, {"other": true} (no string, or text that is not Unicode), {"missing": true},
+Prints one JSON object per line: the body in hex, and the `model` that Python reads:
+{"model": TEXT}, {"other": true} (not a string, or not Unicode text), {"missing": true},
 {"duplicate": true} (the last one wins in Python), {"wide": true} (UTF-16 or UTF-32), {"refused": true}.
 Run: python3 record.py > python.jsonl
 """
@@ -123,15 +123,15 @@ BODIES = [
 
 def outcome(body):
     try:
-        seen = []
-        value = json.loads(body, object_pairs_hook=lambda pairs: seen.append(pairs) or dict(pairs))
+        objects = []
+        value = json.loads(body, object_pairs_hook=lambda pairs: objects.append(pairs) or dict(pairs))
     except ValueError:
         return {"refused": True}
     if not isinstance(value, dict):
         return {"refused": True}
     if json.detect_encoding(body) not in ("utf-8", "utf-8-sig"):
         return {"wide": True}
-    if [key for key, _ in seen[-1]].count("model") > 1:
+    if [key for key, _ in objects[-1]].count("model") > 1:
         return {"duplicate": True}
     if "model" not in value:
         return {"missing": True}

@@ -5,7 +5,7 @@ use crate::{
 };
 use proptest::prelude::*;
 
-/// Whom each of `clients` gets, of targets with these weights under a rewrite with this UID.
+/// Returns the target of each of `clients`, for targets with these weights under a rewrite with this UID.
 fn selected_targets(uid: &str, weights: &[(&str, i32)], clients: impl Iterator<Item = Vec<u8>>) -> Vec<String> {
     let rules = rule_set(&[rewrite(uid, vec![rule(&["m"], weights)])]);
     let targets = rules.find(Some("m")).unwrap().targets();
@@ -17,8 +17,8 @@ fn client_ids(count: usize) -> impl Iterator<Item = Vec<u8>> {
 }
 
 #[test]
-fn logarithms_are_cut_to_the_digits_that_are_defined() {
-    // From 60 decimal digits, computed by another program.
+fn logarithms_match_the_definition() {
+    // Computed by another program with 60 decimal digits.
     for (draw, expected) in [
         (0, 1_125_899_906_842_624),
         (1, 1_125_899_906_842_624),
@@ -35,15 +35,15 @@ fn logarithms_are_cut_to_the_digits_that_are_defined() {
 }
 
 #[test]
-fn hashes_are_those_that_are_defined() {
+fn hashes_match_the_definition() {
     assert_eq!(StickyKey::new(b"user-1"), Some(StickyKey(0xf84b_a2aa_754a_4bd4)));
     assert_eq!(target_seed("0b1d", "a-v1"), 0x82a5_f7eb_ffe9_c23c);
     assert_eq!(StickyKey::new(b""), None);
 }
 
 #[test]
-fn clients_get_the_target_that_every_other_replica_gives_them() {
-    // From the definition, with exact fractions, computed by another program.
+fn selection_matches_the_definition_at_every_replica() {
+    // Computed by another program from the definition, with exact fractions.
     type ReferenceCase<'a> = (&'a str, &'a [(&'a str, i32)], [u8; 14]);
     let cases: [ReferenceCase<'_>; 4] = [
         ("0b1d", &[("a-v1", 90), ("a-v2", 10)], *b"11112111111211"),
@@ -60,8 +60,8 @@ fn clients_get_the_target_that_every_other_replica_gives_them() {
 }
 
 #[test]
-fn clients_are_shared_out_by_the_weights() {
-    // Exceeded once in a thousand by chance.
+fn clients_are_distributed_by_weight() {
+    // Random counts exceed these bounds once in a thousand runs.
     for (weights, bound) in [
         (vec![("a", 90), ("b", 10)], 10.8),
         (vec![("a", 99), ("b", 1)], 10.8),
@@ -69,7 +69,7 @@ fn clients_are_shared_out_by_the_weights() {
         (vec![("a", 5), ("b", 3), ("c", 2)], 13.8),
     ] {
         let names = selected_targets("uid", &weights, client_ids(20_000));
-        let count = |name: &str| u32::try_from(names.iter().filter(|chosen| *chosen == name).count()).unwrap();
+        let count = |name: &str| u32::try_from(names.iter().filter(|selected| *selected == name).count()).unwrap();
         let counts: Vec<u32> = weights.iter().map(|(name, _)| count(name)).collect();
         let shares: Vec<f64> = weights.iter().map(|(_, weight)| f64::from(*weight)).collect();
         let statistic = chi_square(&counts, &shares);
@@ -90,14 +90,15 @@ proptest! {
         let before: Vec<(&str, i32)> = names.into_iter().zip(weights.iter().copied()).collect();
         let mut after = before.clone();
         after[raised].1 += by;
-        let moves = selected_targets(&uid, &before, client_ids(200)).into_iter().zip(selected_targets(&uid, &after, client_ids(200)));
-        for (was, is) in moves {
+        let before = selected_targets(&uid, &before, client_ids(200));
+        let after = selected_targets(&uid, &after, client_ids(200));
+        for (was, is) in before.into_iter().zip(after) {
             prop_assert!(was == is || is == names[raised], "{} to {}", was, is);
         }
     }
 
     #[test]
-    fn a_new_target_takes_clients_and_moves_no_others(weight in 1..100, uid in "[a-f0-9]{8}") {
+    fn new_target_moves_clients_only_to_itself(weight in 1..100, uid in "[a-f0-9]{8}") {
         let before = selected_targets(&uid, &[("a", 100)], client_ids(100));
         let split = selected_targets(&uid, &[("a", 100 - weight + 1), ("b", weight)], client_ids(100));
         let three = selected_targets(&uid, &[("a", 100 - weight + 1), ("b", weight), ("c", 7)], client_ids(100));
@@ -106,11 +107,12 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_targets_does_not_matter(
+    fn target_order_does_not_matter(
         weights in prop::collection::vec((prop::sample::select(vec!["a", "b", "c"]), 1..100), 1..5)
     ) {
-        let mut turned = weights.clone();
-        turned.reverse();
-        prop_assert_eq!(selected_targets("uid", &weights, client_ids(50)), selected_targets("uid", &turned, client_ids(50)));
+        let mut reversed = weights.clone();
+        reversed.reverse();
+        let targets = selected_targets("uid", &weights, client_ids(50));
+        prop_assert_eq!(targets, selected_targets("uid", &reversed, client_ids(50)));
     }
 }

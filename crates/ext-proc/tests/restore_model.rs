@@ -1,6 +1,6 @@
-//! The client's name in answers, through a real Envoy and in every mode that shows answers.
+//! Restoration of the requested model name through a real Envoy, in every body mode that shows responses.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test reports failures by panicking")]
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -30,48 +30,49 @@ const MODES: [&str; 3] = ["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED"];
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn every_mode_that_shows_answers_gives_the_clients_name() {
+async fn requested_name_is_restored_in_every_response_mode() {
     let Some(envoy) = envoy_path() else {
-        let words = "skipped: restoring through Envoy, because ROLLORA_ENVOY_HOME is not set";
+        let message = "skipped: test with Envoy, because ROLLORA_ENVOY_HOME is not set";
         drop(writeln!(
             std::io::stderr().lock(),
-            "{words} (`cargo xtask test` sets it, and `cargo xtask tools env` says it)"
+            "{message} (`cargo xtask test` sets it, `cargo xtask tools env` prints it)"
         ));
         return;
     };
     let mut tasks = JoinSet::new();
-    let seen = Arc::new(Notify::new());
+    let first_event_seen = Arc::new(Notify::new());
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let upstream_at = upstream.local_addr().unwrap();
-    tasks.spawn(serve_model(upstream, Arc::clone(&seen)));
+    let upstream_address = upstream.local_addr().unwrap();
+    tasks.spawn(serve_model(upstream, Arc::clone(&first_event_seen)));
     let processor = serve(&mut tasks).await;
     let ports: Vec<SocketAddr> = MODES.iter().map(|_| free_port()).collect();
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("envoy.json");
-    std::fs::write(&file, envoy_config(&ports, processor, upstream_at).to_string()).unwrap();
+    let config_path = folder.path().join("envoy.json");
+    std::fs::write(&config_path, envoy_config(&ports, processor, upstream_address).to_string()).unwrap();
     let mut command = Command::new(envoy);
-    command.arg("-c").arg(&file).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
+    command.arg("-c").arg(&config_path).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
     let _envoy = ChildGuard(command.stdout(Stdio::null()).spawn().unwrap());
 
-    for (mode, at) in MODES.into_iter().zip(ports) {
-        let json = request_via_envoy(at, "/v1/completions", &mut tasks).await;
+    for (mode, address) in MODES.into_iter().zip(ports) {
+        let json = request_via_envoy(address, "/v1/completions", &mut tasks).await;
         assert_eq!(json.headers().get("x-rollora-target").unwrap(), "alias-v2", "{mode}");
         assert_eq!(json.headers().get("content-length").is_some(), mode == "BUFFERED", "{mode}");
         assert_eq!(read_body(json).await, r#"{"id":1,"model":"alias","text":"alias-v2"}"#, "{mode}");
-        let zipped = request_via_envoy(at, "/v1/completions/zipped", &mut tasks).await;
+        let zipped = request_via_envoy(address, "/v1/completions/zipped", &mut tasks).await;
         assert_eq!(read_body(zipped).await, r#"{"model":"alias-v2"}"#, "{mode}");
         if mode == "BUFFERED" {
             continue;
         }
-        let mut events = request_via_envoy(at, "/v1/chat/completions", &mut tasks).await.into_body();
+        let mut events = request_via_envoy(address, "/v1/chat/completions", &mut tasks).await.into_body();
         let mut text = String::new();
-        // The server sends no more than the first event and a part of the next before this has come.
+        // The model server sends only the first event and a part of the next one before the client has received these
+        // bytes.
         while !text.contains("data: {\"model\":\"alias\"}\n\ndata: {\"model\" : ") {
             let frame = tokio::time::timeout(TIMEOUT, events.frame()).await;
-            let frame = frame.unwrap_or_else(|_| panic!("{mode}: held {text:?}")).unwrap().unwrap();
+            let frame = frame.unwrap_or_else(|_| panic!("{mode}: received only {text:?}")).unwrap().unwrap();
             text.push_str(str::from_utf8(frame.data_ref().unwrap()).unwrap());
         }
-        seen.notify_one();
+        first_event_seen.notify_one();
         text.push_str(str::from_utf8(&events.collect().await.unwrap().to_bytes()).unwrap());
         let expected = "data: {\"model\":\"alias\"}\n\ndata: {\"model\" : \"alias\"}\n\ndata: [DONE]\n\n";
         assert_eq!(text, expected, "{mode}");
@@ -83,12 +84,12 @@ fn envoy_path() -> Option<PathBuf> {
     Some(PathBuf::from(home).join("bin/envoy"))
 }
 
-/// A child, until the test ends.
+/// A child process, killed at the end of the test.
 struct ChildGuard(Child);
 
 impl Drop for ChildGuard {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Fails if the process has ended already.
         self.0.kill().ok();
         self.0.wait().ok();
     }
@@ -98,7 +99,7 @@ fn free_port() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// The server, which sends `alias` to `alias-v2`.
+/// Starts the ext_proc server, which routes `alias` to `alias-v2`.
 async fn serve(tasks: &mut JoinSet<()>) -> SocketAddr {
     let rewrite: InferenceModelRewrite = serde_json::from_value(json!({
         "apiVersion": RewriteGroup::Current.api_version(), "kind": "InferenceModelRewrite",
@@ -109,22 +110,22 @@ async fn serve(tasks: &mut JoinSet<()>) -> SocketAddr {
     }))
     .unwrap();
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
-    in_force.reset(&[rewrite]);
-    let how = RewriteOptions { restore_model: true, ..RewriteOptions::default() };
-    let server = ExtProcServer::new(in_force, ServerSettings { rewrite: how, ..ServerSettings::default() });
+    let active_rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
+    active_rules.reset(&[rewrite]);
+    let rewrite = RewriteOptions { restore_model: true, ..RewriteOptions::default() };
+    let server = ExtProcServer::new(active_rules, ServerSettings { rewrite, ..ServerSettings::default() });
     server.readiness().set_serving();
     let listen = || TcpListener::bind("127.0.0.1:0");
     let (grpc, health, metrics) = (listen().await.unwrap(), listen().await.unwrap(), listen().await.unwrap());
-    let at = grpc.local_addr().unwrap();
+    let address = grpc.local_addr().unwrap();
     tasks.spawn(async move {
         server.serve(Listeners { grpc, health, metrics }, CancellationToken::new()).await.unwrap();
     });
-    at
+    address
 }
 
-/// A model server that answers as the path says, and then closes the connection.
-async fn serve_model(listener: TcpListener, seen: Arc<Notify>) {
+/// A model server whose response depends on the path, and that then closes the connection.
+async fn serve_model(listener: TcpListener, first_event_seen: Arc<Notify>) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
         let request = read_request(&mut stream).await;
@@ -138,19 +139,19 @@ async fn serve_model(listener: TcpListener, seen: Arc<Notify>) {
         let path = request.split(' ').nth(1).unwrap();
         match path {
             "/v1/completions" => {
-                let answer = json("", r#"{"id":1,"model":"alias-v2","text":"alias-v2"}"#);
-                stream.write_all(answer.as_bytes()).await.unwrap();
+                let response = json("", r#"{"id":1,"model":"alias-v2","text":"alias-v2"}"#);
+                stream.write_all(response.as_bytes()).await.unwrap();
             }
             "/v1/completions/zipped" => {
-                let answer = json("content-encoding: gzip\r\n", r#"{"model":"alias-v2"}"#);
-                stream.write_all(answer.as_bytes()).await.unwrap();
+                let response = json("content-encoding: gzip\r\n", r#"{"model":"alias-v2"}"#);
+                stream.write_all(response.as_bytes()).await.unwrap();
             }
             _ => {
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
                 let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
                 let first = chunk("data: {\"model\":\"alias-v2\"}\n\ndata: {\"model\" : \"ali");
                 stream.write_all([head, &first].concat().as_bytes()).await.unwrap();
-                seen.notified().await;
+                first_event_seen.notified().await;
                 let rest = chunk("as-v2\"}\n\ndata: [DONE]\n\n") + "0\r\n\r\n";
                 stream.write_all(rest.as_bytes()).await.unwrap();
             }
@@ -159,13 +160,13 @@ async fn serve_model(listener: TcpListener, seen: Arc<Notify>) {
     }
 }
 
-/// A request to its end, by its length or its last chunk.
+/// Reads a whole request, by its length or until the last chunk.
 async fn read_request(stream: &mut TcpStream) -> String {
     let mut text = String::new();
     let mut buffer = [0; 4096];
     loop {
         let read = stream.read(&mut buffer).await.unwrap();
-        assert!(read > 0, "broken off: {text}");
+        assert!(read > 0, "incomplete request: {text}");
         text.push_str(str::from_utf8(&buffer[..read]).unwrap());
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -179,11 +180,11 @@ async fn read_request(stream: &mut TcpStream) -> String {
     }
 }
 
-/// Asks Envoy, as soon as it listens.
-async fn request_via_envoy(at: SocketAddr, path: &str, tasks: &mut JoinSet<()>) -> Response<Incoming> {
+/// Sends a request to Envoy as soon as it listens.
+async fn request_via_envoy(address: SocketAddr, path: &str, tasks: &mut JoinSet<()>) -> Response<Incoming> {
     let connected = async {
         loop {
-            match TcpStream::connect(at).await {
+            match TcpStream::connect(address).await {
                 Ok(stream) => return stream,
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -195,29 +196,30 @@ async fn request_via_envoy(at: SocketAddr, path: &str, tasks: &mut JoinSet<()>) 
     let body = Full::new(Bytes::from_static(br#"{"prompt":"x","model":"alias"}"#));
     let request = Request::post(path).header("host", "models").header("content-type", "application/json").body(body);
     let response =
-        tokio::time::timeout(TIMEOUT, sender.send_request(request.unwrap())).await.expect("an answer").unwrap();
+        tokio::time::timeout(TIMEOUT, sender.send_request(request.unwrap())).await.expect("a response").unwrap();
     assert_eq!(response.status(), 200, "{path}");
     response
 }
 
 async fn read_body(response: Response<Incoming>) -> String {
-    let body = tokio::time::timeout(TIMEOUT, response.collect()).await.expect("a whole answer").unwrap().to_bytes();
+    let body =
+        tokio::time::timeout(TIMEOUT, response.collect()).await.expect("a complete response").unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-/// One listener for each of [`MODES`].
+/// Envoy's configuration, with one listener for each of [`MODES`].
 fn envoy_config(ports: &[SocketAddr], processor: SocketAddr, upstream: SocketAddr) -> Value {
-    let listeners = MODES.into_iter().zip(ports).map(|(mode, at)| listener(mode, *at));
-    let mut asked = cluster("rollora", processor);
-    asked["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+    let listeners = MODES.into_iter().zip(ports).map(|(mode, address)| listener(mode, *address));
+    let mut processor_cluster = cluster("rollora", processor);
+    processor_cluster["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": { "http2_protocol_options": {} },
     } });
-    let clusters = [asked, cluster("vllm", upstream)];
+    let clusters = [processor_cluster, cluster("vllm", upstream)];
     json!({ "static_resources": { "listeners": listeners.collect::<Value>(), "clusters": clusters } })
 }
 
-fn listener(mode: &str, at: SocketAddr) -> Value {
+fn listener(mode: &str, address: SocketAddr) -> Value {
     let trailers = if mode == "FULL_DUPLEX_STREAMED" { "SEND" } else { "SKIP" };
     let filter = json!({
         "name": "envoy.filters.http.ext_proc",
@@ -243,17 +245,17 @@ fn listener(mode: &str, at: SocketAddr) -> Value {
         "http_filters": [filter, router],
     });
     let chain = json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager });
-    json!({ "name": mode, "address": socket(at), "filter_chains": [{ "filters": [chain] }] })
+    json!({ "name": mode, "address": socket(address), "filter_chains": [{ "filters": [chain] }] })
 }
 
-fn cluster(name: &str, at: SocketAddr) -> Value {
-    let endpoint = json!({ "endpoint": { "address": socket(at) } });
+fn cluster(name: &str, address: SocketAddr) -> Value {
+    let endpoint = json!({ "endpoint": { "address": socket(address) } });
     json!({
         "name": name, "type": "STATIC", "connect_timeout": "2s",
         "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }] },
     })
 }
 
-fn socket(at: SocketAddr) -> Value {
-    json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } })
+fn socket(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
