@@ -61,18 +61,12 @@ pub(crate) fn select_files(adapter: &str, all: Vec<RemoteFile>) -> Result<Vec<Re
         return Err(bad_adapter(adapter, &problem));
     }
     if !has(WEIGHTS_FILE) {
-        return Err(match pickles.first() {
-            Some(pickle) => bad_adapter(
-                adapter,
-                &format!(
-                    "has its weights only as {pickle}, and a pickle can execute code: publish them as {WEIGHTS_FILE}"
-                ),
-            ),
-            None => {
-                let problem = format!("has no {WEIGHTS_FILE} at its top level: publish the adapter as PEFT saves it");
-                bad_adapter(adapter, &problem)
-            }
-        });
+        let problem = if let Some(pickle) = pickles.first() {
+            format!("has its weights only as {pickle}, and a pickle can execute code: publish them as {WEIGHTS_FILE}")
+        } else {
+            format!("has no {WEIGHTS_FILE} at its top level: publish the adapter as PEFT saves it")
+        };
+        return Err(bad_adapter(adapter, &problem));
     }
     match needed.iter().find(|file| file.name == CONFIG_FILE && file.size > MAX_CONFIG_BYTES) {
         Some(file) => {

@@ -38,14 +38,14 @@ impl CallHandler for NoOpService {
         match message.event {
             Some(proto::ProcessingEvent::RequestHeaders(_)) => replies.push_back(ProcessorReply::request_headers(None)),
             Some(proto::ProcessingEvent::RequestBody(body)) => {
-                push_body_chunks(Direction::Request, vec![body.body], body.end_of_stream, replies)
+                push_body_chunks(Direction::Request, vec![body.body], body.end_of_stream, replies);
             }
             Some(proto::ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
             Some(proto::ProcessingEvent::ResponseHeaders(_)) => {
                 replies.push_back(ProcessorReply::response_headers(None))
             }
             Some(proto::ProcessingEvent::ResponseBody(body)) => {
-                push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
+                push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies);
             }
             Some(proto::ProcessingEvent::ResponseTrailers(_)) => replies.push_back(ProcessorReply::response_trailers()),
             None => {}

@@ -227,7 +227,7 @@ impl Processor {
                 match (modes.response, &mut self.restorer) {
                     (mode, Some(restorer)) => restorer.handle_body(mode, &body, replies),
                     (BodyMode::FullDuplexStreamed, None) => {
-                        push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
+                        push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies);
                     }
                     _ => replies.push_back(ProcessorReply::response_body()),
                 }

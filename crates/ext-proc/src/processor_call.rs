@@ -110,7 +110,7 @@ impl CallHandler for ProcessorCall {
             match &mut self.message_permit {
                 MessagePermit::Granted(_) => return Poll::Ready(()),
                 MessagePermit::Pending(permit) => {
-                    self.message_permit = MessagePermit::Granted(ready!(permit.as_mut().poll(context)))
+                    self.message_permit = MessagePermit::Granted(ready!(permit.as_mut().poll(context)));
                 }
                 MessagePermit::None | MessagePermit::InUse(_) => {
                     self.message_permit = MessagePermit::Pending(self.processor.shared().buffer.acquire(bytes).boxed());

@@ -152,8 +152,7 @@ fn overview_stream(control: ControlServer) -> impl Stream<Item = Result<Bytes, I
     let changes = control.store.subscribe_overview();
     stream::unfold((control, changes, true), |(control, mut changes, first)| async move {
         if !first {
-            let changed = control.stop.run_until_cancelled(changes.changed()).await;
-            changed?.ok()?;
+            control.stop.run_until_cancelled(changes.changed()).await?.ok()?;
             tokio::time::sleep(COALESCE_DELAY).await;
         }
         changes.mark_unchanged();

@@ -101,7 +101,7 @@ impl LocalFleet {
             self.refresh();
             let deadline = self.time_to_deadline(clock::now());
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
+                result = changes.changed() => if result.is_err() { return },
                 () = self.0.drained.notified() => {}
                 () = tokio::time::sleep(deadline) => {}
             }

@@ -211,7 +211,7 @@ pub struct Polled<T> {
 
 impl<T> From<Vec<T>> for Polled<T> {
     fn from(responses: Vec<T>) -> Self {
-        Self { responses: responses, oldest_request: None }
+        Self { responses, oldest_request: None }
     }
 }
 

@@ -130,7 +130,7 @@ fn evaluate(
             let name = model.unwrap_or("every other name");
             match active_rule(pool_key(rewrite), model, first) {
                 Some(ranked) if *ranked != ours => {
-                    shadowed.push(format!("{name}: {} is active", describe(ranked, &ours)))
+                    shadowed.push(format!("{name}: {} is active", describe(ranked, &ours)));
                 }
                 _ => effective.push(name.to_owned()),
             }

@@ -120,18 +120,18 @@ impl fmt::Debug for Sidecar {
     }
 }
 
-/// The result of a task of the loop.
+/// What a task of the loop has finished with.
 enum LoopEvent {
-    PollFinished(PendingPoll, Result<ServerObservation, PollError>),
+    Poll(PendingPoll, Result<ServerObservation, PollError>),
     /// `result` is `None` if the fetch was canceled.
-    FetchFinished {
+    Fetch {
         id: AdapterId,
         fetch_id: u64,
         progress: FetchProgress,
         result: Option<Result<FetchedAdapter, FetchError>>,
         duration: Duration,
     },
-    CallFinished {
+    Call {
         id: AdapterId,
         epoch: u64,
         kind: CallKind,
@@ -283,8 +283,7 @@ impl Sidecar {
             if let Some(request) = state.due_poll(now) {
                 let (client, pending) = (self.client.clone(), state.begin_poll(request, now));
                 tasks.spawn(
-                    async move { LoopEvent::PollFinished(pending, execute::poll(&client, request).await) }
-                        .in_current_span(),
+                    async move { LoopEvent::Poll(pending, execute::poll(&client, request).await) }.in_current_span(),
                 );
             } else {
                 publish_needed = true;
@@ -356,7 +355,7 @@ impl Sidecar {
                 state.endpoint_changed();
             }
             Err(error) => {
-                tracing::error!("cannot apply the new API key or CA, keeping the previous one: {error}")
+                tracing::error!("cannot apply the new API key or CA, keeping the previous one: {error}");
             }
         }
     }
@@ -391,7 +390,7 @@ impl Sidecar {
                 let result = cancel.run_until_cancelled(adapter_source.fetch(&source, &on_progress)).await;
                 // The last progress may not have been read before the end.
                 let progress = *progress_tx.borrow();
-                LoopEvent::FetchFinished { id, fetch_id, progress, result, duration: started.elapsed() }
+                LoopEvent::Fetch { id, fetch_id, progress, result, duration: started.elapsed() }
             };
             tasks.spawn(fetch.in_current_span());
         }
@@ -410,7 +409,7 @@ impl Sidecar {
         let call = async move {
             let started = Instant::now();
             let result = execute::execute(&client, &action, still_unwanted).await;
-            LoopEvent::CallFinished {
+            LoopEvent::Call {
                 id: action.id().clone(),
                 epoch,
                 kind: action.kind(),
@@ -450,19 +449,19 @@ impl Sidecar {
         now: Timestamp,
     ) -> Option<bool> {
         match event {
-            Ok(LoopEvent::PollFinished(pending, observation)) => {
+            Ok(LoopEvent::Poll(pending, observation)) => {
                 let compared = pending.request.models && observation.is_ok();
                 state.finish_poll(pending, observation, now);
                 return Some(compared);
             }
-            Ok(LoopEvent::CallFinished { id, epoch, kind, outcome: result, duration }) => {
+            Ok(LoopEvent::Call { id, epoch, kind, outcome: result, duration }) => {
                 if let (Some(observer), CallOutcome::Executed(answer)) = (&self.observer, &result) {
                     let outcome = answer.as_ref().map_or_else(VllmError::reason, |()| "Success");
                     observer(&CompletedCall { kind: kind.name(), id: &id, outcome, duration });
                 }
                 state.finish_call(&id, epoch, result, rand::random(), now);
             }
-            Ok(LoopEvent::FetchFinished { id, fetch_id, progress, result: Some(result), duration }) => {
+            Ok(LoopEvent::Fetch { id, fetch_id, progress, result: Some(result), duration }) => {
                 if let Some(observer) = &self.observer {
                     let outcome = result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "Success");
                     observer(&CompletedCall { kind: "fetch", id: &id, outcome, duration });
@@ -470,7 +469,7 @@ impl Sidecar {
                 state.set_fetch_progress(&id, fetch_id, progress);
                 state.finish_fetch(&id, fetch_id, result, rand::random(), now);
             }
-            Ok(LoopEvent::FetchFinished { result: None, .. }) => {}
+            Ok(LoopEvent::Fetch { result: None, .. }) => {}
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(error) => tracing::error!(%error, "a task of the sidecar was aborted unexpectedly"),

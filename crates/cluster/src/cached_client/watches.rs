@@ -287,11 +287,13 @@ impl ChangeStream {
         for selector in wanted.keys() {
             let key = (namespace.to_owned(), selector.clone());
             let Some(cache) = caches.pods.get_mut(&key) else { continue };
-            let matches = |matched: &MatchedPod| matched.selectors.contains(selector);
+            let is_selected = |pod: &MatchedPod| pod.selectors.contains(selector);
             let own_event = match &event {
                 None => Ok(WatchEvent::Reset(listed.remove(selector).unwrap_or_default())),
                 Some(Err(error)) => Err(error.clone()),
-                Some(Ok(WatchEvent::Apply(matched))) if matches(matched) => Ok(WatchEvent::Apply(matched.pod.clone())),
+                Some(Ok(WatchEvent::Apply(matched))) if is_selected(matched) => {
+                    Ok(WatchEvent::Apply(matched.pod.clone()))
+                }
                 // A pod that lost its label no longer matches.
                 Some(Ok(WatchEvent::Apply(matched) | WatchEvent::Delete(matched)))
                     if cache.get(&matched.pod.name).is_some() =>
