@@ -48,7 +48,7 @@ const EXT_PROC_DEPLOYMENT: &str = "rollora-ext-proc";
 /// The key of the adapters ConfigMap that holds the user's file.
 const USER_CONFIG_KEY: &str = "configmap.yaml";
 /// How long a part may take to start on a busy machine.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The parts of one cluster; they end when it is dropped.

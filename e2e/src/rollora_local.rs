@@ -17,7 +17,7 @@ use std::{
 };
 
 /// How long a start may take until the control socket answers.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long a command may take.
 const CLI_TIMEOUT: Duration = Duration::from_secs(40);
 

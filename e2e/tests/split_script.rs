@@ -7,7 +7,7 @@ use std::{path::Path, process::Stdio, time::Duration};
 use tokio::{process::Command, time::timeout};
 
 /// Longer than anything in these tests takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 async fn start_simulator() -> Simulator {
     let config = SimulatorConfig { port: 0, sources: AllowedSources::Any, ..SimulatorConfig::default() };

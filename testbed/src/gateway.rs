@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// An Envoy process, killed when it is dropped.
 #[derive(Debug)]

@@ -74,7 +74,7 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 
 /// How long [`Kubelet::container`] waits for a container to appear.
-const CONTAINER_TIMEOUT: Duration = Duration::from_secs(10);
+const CONTAINER_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Configuration of a kubelet.
 #[derive(Clone)]

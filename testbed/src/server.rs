@@ -67,7 +67,7 @@ impl ServerKind {
     /// Returns how long a start may take.
     pub fn start_timeout(&self) -> Duration {
         match self {
-            Self::Simulated { .. } => Duration::from_secs(10),
+            Self::Simulated { .. } => Duration::from_mins(2),
             Self::Real { .. } => Duration::from_mins(5),
         }
     }

@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 /// Longer than a start or an exit takes.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Starts the program; it is killed when the child is dropped.
 fn start_program(flags: &[&str]) -> Child {

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 const MODES: [&str; 3] = ["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED"];
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 #[tokio::test]
 async fn requested_name_is_restored_in_every_response_mode() {

@@ -66,7 +66,7 @@ pub fn upstream_crds() -> Result<Vec<CrdFile>> {
 }
 
 /// How long the API server may take to begin or to stop serving a resource.
-const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
+const SERVE_TIMEOUT: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) async fn install(admin: &Client, definitions: &[CrdFile]) -> Result<()> {

@@ -14,7 +14,7 @@ use rollora_testbed::{
 };
 use std::time::{Duration, Instant};
 
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Runs a test on the API server that all tests of this process share, in a namespace of its own.
 fn on_shared_control_plane(test: impl AsyncFnOnce(&ControlPlane, &str) -> Result<()>) -> Result<()> {

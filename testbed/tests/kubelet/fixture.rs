@@ -18,7 +18,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 pub(crate) struct KubeletFixture {
     // Fields are dropped in this order.

@@ -19,7 +19,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Every wait ends within this time, even on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 pub(crate) fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()

@@ -38,7 +38,7 @@ const POOL: &str = "pool";
 const OLDER_REWRITE: &str = "steady";
 const YOUNGER_REWRITE: &str = "younger";
 const RULE_INTERVAL: Duration = Duration::from_millis(100);
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Per generation, when the API server had its rules: the earliest start and the latest end, `None` for the current
 /// one.
