@@ -111,7 +111,7 @@ async fn an_intent_is_taken_with_an_id_and_the_next_one_waits() {
 
     let (status, body) = machine.request("POST", "/intent", request(IntentKind::Retry)).await;
     assert_eq!(status, StatusCode::CONFLICT);
-    assert!(read_json::<ErrorResponse>(body).await.error.contains("`promote` was asked before"));
+    assert!(read_json::<ErrorResponse>(body).await.error.contains("`promote` was requested before"));
     let (status, _) = machine.request("POST", "/intent", request(IntentKind::Abort)).await;
     assert_eq!(status, StatusCode::OK);
 }

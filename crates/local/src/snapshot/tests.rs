@@ -93,7 +93,7 @@ fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
     let mut documents = sample_snapshot();
     documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
     let refused = documents.with_intent(&intent("2", IntentKind::PromoteFull)).unwrap_err().to_string();
-    assert_eq!(refused, "`promote` was asked before and is not answered yet: wait for it, or abort");
+    assert_eq!(refused, "`promote` was requested before and is still pending: wait for its outcome, or abort");
     documents.rollout = Arc::new(documents.with_intent(&intent("3", IntentKind::Abort)).unwrap());
 
     let last = rollora_api::rollout::status::LastAction {
