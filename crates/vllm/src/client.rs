@@ -1,4 +1,4 @@
-//! The calls themselves. Thin: timeouts, one connection pool, and [`interpret`] over every answer.
+//! HTTP client of one vLLM server: timeouts, a connection pool, and [`classify_response`] for every response.
 
 use crate::{
     ApiCall, Endpoint, ModelCard, ServerMetrics, VllmError,
@@ -15,22 +15,22 @@ use rollora_api::{cause::root_cause, names::AdapterId};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
-/// Longer answers are cut off with an error; 10,000 registered adapters fit.
+/// Longer responses are an error. A list of 10,000 registered adapters fits.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
-/// vLLM closes idle connections after five seconds. Ours are given up before that, so that no request is written into
-/// a connection that is being closed.
+/// vLLM closes idle connections after five seconds. The client closes them earlier, so that no request is written to a
+/// connection that vLLM is closing.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long each kind of call may take.
+/// Timeouts of each kind of call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Until a connection stands.
+    /// Maximum time to establish a connection.
     pub connect: Duration,
-    /// Health, models, metrics and unload.
+    /// Timeout of health, models, metrics and unload.
     pub call: Duration,
-    /// A load: vLLM may download from a hub meanwhile.
+    /// Timeout of a load, during which vLLM may download from a hub.
     pub load: Duration,
-    /// A completion of one token: it may queue behind other requests.
+    /// Timeout of a completion of one token, which may queue behind other requests.
     pub probe: Duration,
 }
 
@@ -45,26 +45,26 @@ impl Default for Timeouts {
     }
 }
 
-/// Why no client could be made.
+/// Why a client could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum VllmClientError {
-    /// The key cannot stand in a header.
+    /// The key contains characters that are not allowed in a header.
     #[error("the API key contains characters that cannot be sent: check the file or variable that it comes from")]
     InvalidApiKey,
     /// TLS could not be set up.
     #[error(
-        "TLS to {endpoint} could not be set up ({detail}): check the system's CA certificates, or give the one that \
-         signed vLLM's"
+        "cannot set up TLS for {endpoint} ({detail}): check the system's CA certificates, or configure the CA that \
+         signed vLLM's certificate"
     )]
     Tls {
-        /// The server's base URL.
+        /// Base URL of the server.
         endpoint: String,
-        /// What the TLS library said.
+        /// Error of the TLS library.
         detail: String,
     },
 }
 
-/// A client of one vLLM server. Cheap to clone: clones share their connections.
+/// Client of one vLLM server. Cheap to clone: clones share their connections.
 #[derive(Debug, Clone)]
 pub struct VllmClient {
     endpoint: Arc<Endpoint>,
@@ -73,7 +73,7 @@ pub struct VllmClient {
 }
 
 impl VllmClient {
-    /// A client of `endpoint`. Connects to nothing yet.
+    /// Creates a client of `endpoint`. Does not connect yet.
     pub fn new(endpoint: Endpoint, timeouts: Timeouts) -> Result<Self, VllmClientError> {
         let mut headers = HeaderMap::new();
         if let Some(key) = endpoint.api_key() {
@@ -89,14 +89,14 @@ impl VllmClient {
             .pool_max_idle_per_host(2)
             .http1_only()
             .redirect(redirect::Policy::none())
-            // The server stands beside us: a proxy of the environment is meant for others.
+            // The server runs in the same pod: proxy settings of the environment do not apply to it.
             .no_proxy();
         let tls_error = |detail: String| VllmClientError::Tls { endpoint: endpoint.base_url().to_owned(), detail };
         let builder = match (endpoint.is_https(), &endpoint.tls().ca_bundle) {
             (true, None) => {
                 if rustls::crypto::CryptoProvider::get_default().is_none() {
-                    // Programs install it first thing; this is for whoever uses the library alone. Losing the race
-                    // against another thread means that it is installed.
+                    // Our programs install a provider at startup; this covers other users of the library. The call
+                    // fails only if another thread installed one meanwhile.
                     drop(rustls::crypto::ring::default_provider().install_default());
                 }
                 builder
@@ -116,61 +116,62 @@ impl VllmClient {
         Ok(Self { endpoint: Arc::new(endpoint), timeouts, http })
     }
 
-    /// The server.
+    /// Returns the server that this client calls.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// The timeouts in force.
+    /// Returns the timeouts of this client.
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
-    /// Whether the server says that it is healthy. It says so also while a hub download blocks its engine.
+    /// Calls `/health`. The server also reports healthy while a hub download blocks its engine.
     pub async fn health(&self) -> Result<(), VllmError> {
         self.send(ApiCall::Health, "/health", None).await.map(drop)
     }
 
-    /// Everything that requests can name.
+    /// Lists the base models and the registered adapters.
     pub async fn models(&self) -> Result<Vec<ModelCard>, VllmError> {
         let body = self.send(ApiCall::Models, "/v1/models", None).await?;
         ModelCard::parse_list(&body)
     }
 
-    /// The server's identity, and when adapters were last used. 50 KB and 10 ms of the server's time.
+    /// Reads the server's identity and the last use of each adapter. Costs 50 KB and 10 ms of the server's time.
     pub async fn metrics(&self) -> Result<ServerMetrics, VllmError> {
         let body = self.send(ApiCall::Metrics, "/metrics", None).await?;
         Ok(ServerMetrics::parse(&String::from_utf8_lossy(&body)))
     }
 
-    /// Registers `id`, with the weights at `path` as vLLM sees it. Never replaces weights under a loaded id.
+    /// Registers `id` with the weights at `path`, as vLLM sees it. Never replaces the weights of a loaded id.
     pub async fn load(&self, id: &AdapterId, path: &str) -> Result<(), VllmError> {
         let body = json!({ "lora_name": id.as_str(), "lora_path": path });
         self.send(ApiCall::Load { id, path }, "/v1/load_lora_adapter", Some(&body)).await.map(drop)
     }
 
-    /// Takes `id` out of the server's table. Running requests with it end undisturbed.
+    /// Unregisters `id`. Running requests with it complete normally.
     pub async fn unload(&self, id: &AdapterId) -> Result<(), VllmError> {
         let body = json!({ "lora_name": id.as_str() });
         self.send(ApiCall::Unload { id }, "/v1/unload_lora_adapter", Some(&body)).await.map(drop)
     }
 
-    /// Has the adapter do its work once: a completion of one token, or an embedding where the server completes nothing.
+    /// Proves that the adapter works: requests a completion of one token, or an embedding if the server does not serve
+    /// completions. Fails if another model answered.
     pub async fn probe(&self, id: &AdapterId) -> Result<(), VllmError> {
         let call = ApiCall::Probe { id };
-        // Plain completions need no chat template, which a base model may not have.
+        // Unlike chat completions, plain completions need no chat template, which a base model may lack.
         let body = json!({ "model": id.as_str(), "prompt": "Hello", "max_tokens": 1, "temperature": 0 });
-        let answer = match self.send(call, "/v1/completions", Some(&body)).await {
+        let response = match self.send(call, "/v1/completions", Some(&body)).await {
             Err(VllmError::UnexpectedResponse { status: 404, .. }) => {
                 let body = json!({ "model": id.as_str(), "input": "Hello" });
                 self.send(call, "/v1/embeddings", Some(&body)).await?
             }
-            answer => answer?,
+            response => response?,
         };
-        check_served_by(call, id, &answer)
+        check_served_by(call, id, &response)
     }
 
-    /// One call: sent, waited for, interpreted.
+    /// Sends one call, waits for the whole response, and classifies it.
     async fn send(&self, call: ApiCall<'_>, path: &str, body: Option<&Value>) -> Result<Bytes, VllmError> {
         let timeout = match call {
             ApiCall::Load { .. } => self.timeouts.load,
@@ -186,15 +187,15 @@ impl VllmClient {
         let mut response = request.send().await.map_err(failed)?;
         let status = response.status().as_u16();
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok().map(str::to_owned));
-        let mut answer = BytesMut::new();
+        let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if answer.len() + chunk.len() > MAX_RESPONSE_BYTES {
-                return Err(unexpected_response(call, status, "an answer of more than 8 MiB"));
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(unexpected_response(call, status, "a response of more than 8 MiB"));
             }
-            answer.extend_from_slice(&chunk);
+            body.extend_from_slice(&chunk);
         }
-        classify_response(call, status, content_type.as_deref(), &answer)?;
-        Ok(answer.freeze())
+        classify_response(call, status, content_type.as_deref(), &body)?;
+        Ok(body.freeze())
     }
 
     fn transport_error(&self, call: ApiCall<'_>, after: Duration, error: &reqwest::Error) -> VllmError {
@@ -215,13 +216,13 @@ impl VllmClient {
     }
 }
 
-/// Whether it was the adapter that answered: something between us and vLLM could have put another model in.
-fn check_served_by(call: ApiCall<'_>, id: &AdapterId, answer: &[u8]) -> Result<(), VllmError> {
-    let answer: Value = serde_json::from_slice(answer)
-        .map_err(|error| unexpected_response(call, 200, &format!("no completion: {error}")))?;
-    match answer.get("model").and_then(Value::as_str) {
+/// Checks that the adapter itself answered: a proxy between the client and vLLM could have replaced the model.
+fn check_served_by(call: ApiCall<'_>, id: &AdapterId, response: &[u8]) -> Result<(), VllmError> {
+    let response: Value = serde_json::from_slice(response)
+        .map_err(|error| unexpected_response(call, 200, &format!("not a completion: {error}")))?;
+    match response.get("model").and_then(Value::as_str) {
         Some(model) if model == id.as_str() => Ok(()),
-        model => Err(unexpected_response(call, 200, &format!("answered by model {model:?}"))),
+        model => Err(unexpected_response(call, 200, &format!("the response came from model {model:?}"))),
     }
 }
 

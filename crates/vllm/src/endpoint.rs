@@ -1,21 +1,21 @@
-//! Where a vLLM server is, and the key that it asks for.
+//! Address of a vLLM server and the API key that it requires.
 
 use crate::{TlsConfig, VllmClientError};
 use reqwest::header::HeaderValue;
 use std::fmt;
 use url::Url;
 
-/// The key that vLLM was started with (`--api-key`). Never printed.
+/// API key that vLLM was started with (`--api-key`). Its `Debug` output does not contain it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// A key; surrounding white space, such as the newline at the end of a file, is no part of it.
+    /// Creates a key. Removes surrounding white space, such as the newline at the end of a file.
     pub fn new(key: &str) -> Self {
         Self(key.trim().to_owned())
     }
 
-    /// A key that can be sent in a header; no other comes through.
+    /// Creates a key, or fails if it cannot be sent in a header.
     pub fn parse(text: &str) -> Result<Self, VllmClientError> {
         let key = Self::new(text);
         HeaderValue::from_str(key.as_str()).map(|_| key).map_err(|_| VllmClientError::InvalidApiKey)
@@ -32,48 +32,47 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why a URL cannot be a vLLM server.
+/// Why a text cannot be the base URL of a vLLM server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// Not a URL at all.
+    /// The text is not a URL.
     #[error("`{text}` is not a URL ({detail}): write it like http://127.0.0.1:8000")]
     NotAUrl {
-        /// What was written.
+        /// Text that was parsed.
         text: String,
-        /// What the parser said.
+        /// Error of the URL parser.
         detail: String,
     },
-    /// A URL of another kind.
+    /// The scheme is neither `http` nor `https`.
     #[error("`{text}` has the scheme `{scheme}`: vLLM speaks http or https, write it like http://127.0.0.1:8000")]
     Scheme {
-        /// What was written.
+        /// Text that was parsed.
         text: String,
-        /// Its scheme.
+        /// Scheme of the URL.
         scheme: String,
     },
-    /// Parts that a server's base address cannot have.
+    /// The URL has a part that a base URL cannot have.
     #[error("`{text}` has {part}: give only scheme, host and port, like http://127.0.0.1:8000")]
     UnexpectedPart {
-        /// What was written, without a password.
+        /// Text that was parsed, without a password.
         text: String,
-        /// Which part is too much.
+        /// Name of the part that must be removed.
         part: &'static str,
     },
 }
 
-/// One vLLM server.
+/// Address, API key and TLS settings of one vLLM server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its base URL; without the OpenAI path `/v1`.
+    /// Base URL without the OpenAI path `/v1`.
     base_url: Url,
-    /// The key that it asks for.
     api_key: Option<ApiKey>,
-    /// Whom it is trusted through, where it speaks TLS.
+    /// Used only if the scheme is `https`.
     tls: TlsConfig,
 }
 
 impl Endpoint {
-    /// Reads a base URL like `http://127.0.0.1:8000`. A trailing `/v1`, which other clients want, is taken off.
+    /// Parses a base URL like `http://127.0.0.1:8000`. Removes a trailing `/v1`, which other clients require.
     pub fn parse(text: &str) -> Result<Self, EndpointError> {
         let mut url = Url::parse(text)
             .map_err(|error| EndpointError::NotAUrl { text: text.to_owned(), detail: error.to_string() })?;
@@ -81,7 +80,7 @@ impl Endpoint {
             return Err(EndpointError::Scheme { text: text.to_owned(), scheme: url.scheme().to_owned() });
         }
         if !url.username().is_empty() || url.password().is_some() {
-            // The text may hold a password: only what is safe to print goes into the error.
+            // The text may contain a password, so the error shows only the scheme and the host.
             let text = format!("{}://…@{}", url.scheme(), url.host_str().unwrap_or_default());
             return Err(EndpointError::UnexpectedPart { text, part: "a user name or password" });
         }
@@ -94,41 +93,41 @@ impl Endpoint {
         Ok(Self { base_url: url, api_key: None, tls: TlsConfig::default() })
     }
 
-    /// The same server, asked with this key.
+    /// Sets the API key that requests carry.
     #[must_use]
     pub fn with_api_key(mut self, api_key: Option<ApiKey>) -> Self {
         self.api_key = api_key;
         self
     }
 
-    /// The same server, trusted like this where it speaks TLS.
+    /// Sets how the server's certificate is verified. Has no effect on an `http` endpoint.
     #[must_use]
     pub fn with_tls(mut self, tls: TlsConfig) -> Self {
         self.tls = tls;
         self
     }
 
-    /// The base URL, without a slash at its end.
+    /// Returns the base URL without a trailing slash.
     pub fn base_url(&self) -> &str {
         self.base_url.as_str().trim_end_matches('/')
     }
 
-    /// Its host, without brackets around an IPv6 address.
+    /// Returns the host, without brackets around an IPv6 address.
     pub fn host(&self) -> &str {
         self.base_url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// Its port.
+    /// Returns the port, or the default of the scheme if the URL names none.
     pub fn port(&self) -> u16 {
         self.base_url.port_or_known_default().unwrap_or(80)
     }
 
-    /// `host:port`, which is the server's name where it stands alone on a machine.
+    /// Returns `host:port`, which is the server's name under `rollora local`.
     pub fn authority(&self) -> String {
         format!("{}:{}", self.base_url.host_str().unwrap_or_default(), self.port())
     }
 
-    /// Whether TLS is spoken.
+    /// Returns whether the scheme is `https`.
     pub fn is_https(&self) -> bool {
         self.base_url.scheme() == "https"
     }
@@ -141,11 +140,12 @@ impl Endpoint {
         &self.tls
     }
 
-    /// Where a request is sent. Where the certificate is for another name, that name is asked for.
+    /// Returns the URL of a request. Uses the configured server name as host, if there is one, so that the certificate is
+    /// verified for that name.
     pub(crate) fn url(&self, path: &str) -> String {
         let mut url = self.base_url.clone();
         if let Some(name) = self.tls.server_name.as_ref().filter(|_| self.is_https()) {
-            // A DNS name is always a host.
+            // Cannot fail: a DNS name is always a valid host.
             url.set_host(Some(&name.to_string())).ok();
         }
         format!("{}{path}", url.as_str().trim_end_matches('/'))
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usual_ways_to_write_a_server_mean_the_same() {
+    fn trailing_slash_and_v1_are_removed() {
         for text in
             ["http://127.0.0.1:8000", "http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/"]
         {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_prefixes_and_ipv6_are_understood() {
+    fn ports_path_prefixes_and_ipv6_are_parsed() {
         let cases = [
             ("https://vllm.example", "vllm.example", 443, "vllm.example:443", "https://vllm.example/health"),
             (
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_server_is_refused_with_a_fix() {
+    fn error_of_an_invalid_url_says_what_to_write() {
         for text in ["127.0.0.1:8000", "localhost:8000", "", "ftp://h", "http://h/?a=1", "http://user:secret@h:1"] {
             let error = Endpoint::parse(text).unwrap_err().to_string();
             assert!(error.contains("write it like") || error.contains("give only"), "{text}: {error}");
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_never_printed() {
+    fn debug_output_does_not_contain_the_api_key() {
         let endpoint = Endpoint::parse("http://h:1").unwrap().with_api_key(Some(ApiKey::new("secret\n")));
         assert!(!format!("{endpoint:?}").contains("secret"));
         assert_eq!(endpoint.api_key().unwrap().as_str(), "secret");

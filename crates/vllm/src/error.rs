@@ -1,155 +1,154 @@
-//! Everything that can go wrong between us and vLLM, told apart by what to do about it.
+//! Failures of calls to vLLM, classified by what to do about them.
 
 use rollora_api::names::AdapterId;
 use std::time::Duration;
 
-/// Why a call did not do what was asked. The texts say what happened, to what, and what to do.
+/// Why a call failed. The texts say what failed, on which object, why, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VllmError {
-    /// The endpoints for loading and unloading do not exist.
+    /// The server does not have the endpoints for loading and unloading adapters.
     #[error(
         "vLLM does not allow loading or unloading while it runs: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
     )]
     RuntimeUpdatingOff,
-    /// The server was started without LoRA.
+    /// The server was started without `--enable-lora`.
     #[error("vLLM runs without LoRA: start it with --enable-lora")]
     LoraOff,
-    /// Nothing is at the path, or the hub does not have it or cannot be reached.
+    /// The path does not exist, or the hub does not have the adapter or cannot be reached.
     #[error(
         "vLLM found no adapter `{id}` at `{path}`: check that this folder exists where vLLM runs and holds \
          adapter_config.json, or, for a hub name, that the name is right and vLLM can reach the hub"
     )]
     AdapterNotFound {
-        /// The adapter.
+        /// Id of the adapter.
         id: AdapterId,
-        /// The path or hub name that vLLM was given.
+        /// Path or hub name that vLLM was given.
         path: String,
     },
-    /// The adapter's rank is above what the server was started for.
+    /// The adapter's rank is higher than the server's `--max-lora-rank`.
     #[error(
         "adapter `{id}` has rank {rank} and vLLM takes at most {max}: start vLLM with --max-lora-rank {rank}, or train a smaller rank"
     )]
     RankTooHigh {
-        /// The adapter.
+        /// Id of the adapter.
         id: AdapterId,
-        /// Its rank.
+        /// Rank of the adapter.
         rank: u32,
-        /// The server's maximum.
+        /// Highest rank that the server accepts.
         max: u32,
     },
-    /// vLLM read the adapter and cannot use it: weights, configuration, or modules.
-    #[error("vLLM cannot use adapter `{id}` from `{path}` ({detail}): mend its files and give them a new id")]
+    /// vLLM read the adapter and cannot use it because of its weights, configuration, or modules.
+    #[error("vLLM cannot use adapter `{id}` from `{path}` ({detail}): fix its files and give them a new id")]
     BadAdapter {
-        /// The adapter.
+        /// Id of the adapter.
         id: AdapterId,
-        /// Where it was read from.
+        /// Path or hub name that vLLM was given.
         path: String,
-        /// vLLM's own words.
+        /// Error message of vLLM.
         detail: String,
     },
-    /// A base model has this name.
+    /// A base model of the server has this name.
     #[error("`{id}` is the name of a base model of this server: give the adapter another id")]
     NameConflict {
-        /// The adapter.
+        /// Id of the adapter.
         id: AdapterId,
     },
-    /// The id is registered already, from the same or another path.
+    /// The id is already registered, from the same or another path.
     #[error("adapter `{id}` is loaded already: nothing to do if it came from the same source, else use a new id")]
     AlreadyLoaded {
-        /// The adapter.
+        /// Id of the adapter.
         id: AdapterId,
     },
     /// The server does not know the id.
-    #[error("vLLM does not know adapter `{id}`: it was never loaded, or is unloaded already")]
+    #[error("vLLM does not know adapter `{id}`: it was never loaded, or is already unloaded")]
     UnknownAdapter {
-        /// The adapter.
+        /// Id of the adapter.
         id: AdapterId,
     },
-    /// The key is missing or wrong.
+    /// The API key is missing or wrong.
     #[error("vLLM refused the API key: give the key that it was started with (--api-key or VLLM_API_KEY)")]
     Unauthorized,
-    /// vLLM did not like the request itself.
+    /// vLLM rejected the request as invalid.
     #[error("vLLM refused to {call}: {detail}")]
     Refused {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
-        /// vLLM's own words.
+        /// Error message of vLLM.
         detail: String,
     },
-    /// The engine behind the server is dead; the server ends soon.
-    #[error(
-        "vLLM's engine died while asked to {call} ({detail}): look into vLLM's log; the server has to be started again"
-    )]
+    /// The engine behind the server died; the server exits soon.
+    #[error("vLLM's engine died during the request to {call} ({detail}): check vLLM's log and restart the server")]
     EngineDead {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
-        /// vLLM's own words.
+        /// Error message of vLLM.
         detail: String,
     },
-    /// The server is on its way out, on purpose.
+    /// The server is shutting down after a signal.
     #[error("vLLM is shutting down and refused to {call}")]
     ShuttingDown {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
     },
     /// Any other failure of the server.
-    #[error("vLLM failed to {call} (status {status}: {detail}): look into vLLM's log if this stays")]
+    #[error("vLLM failed to {call} (status {status}: {detail}): check vLLM's log if this persists")]
     ServerError {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
-        /// The HTTP status.
+        /// HTTP status of the response.
         status: u16,
-        /// vLLM's own words.
+        /// Error message of vLLM.
         detail: String,
     },
-    /// No answer in time. It may still be done.
+    /// No response in time. vLLM may still execute the call.
     #[error("vLLM did not {call} within {after:?}; it may still do so")]
     Timeout {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
-        /// How long was waited.
+        /// Timeout of the call.
         after: Duration,
     },
-    /// No connection: nothing was asked.
+    /// The connection could not be established, so nothing was sent.
     #[error("vLLM at {endpoint} cannot be reached ({detail}): check that it runs and listens there")]
     Unreachable {
-        /// The server's base URL.
+        /// Base URL of the server.
         endpoint: String,
-        /// What the network said.
+        /// Error of the network layer.
         detail: String,
     },
-    /// No secure connection: nothing was asked.
-    #[error("no TLS with vLLM at {endpoint}: {detail}")]
+    /// The TLS handshake failed, so nothing was sent.
+    #[error("TLS handshake with vLLM at {endpoint} failed: {detail}")]
     TlsFailed {
-        /// The server's base URL.
+        /// Base URL of the server.
         endpoint: String,
         /// What is wrong, and what to do.
         detail: String,
     },
-    /// The connection ended before the answer. It may have been done.
-    #[error("vLLM's connection broke while asked to {call} ({detail}); it may have been done")]
+    /// The connection ended before the response was complete. vLLM may have executed the call.
+    #[error("the connection to vLLM broke during the request to {call} ({detail}); vLLM may have done it")]
     ConnectionLost {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
-        /// What the network said.
+        /// Error of the network layer.
         detail: String,
     },
-    /// Not an answer that vLLM gives.
+    /// The response is not one that vLLM gives.
     #[error(
-        "unexpected answer when asked to {call} (status {status}: {detail}): check that the address is a vLLM server"
+        "unexpected response to the request to {call} (status {status}: {detail}): check that the address is a vLLM \
+         server"
     )]
     UnexpectedResponse {
-        /// What was asked.
+        /// Description of the call, for example "unload adapter `a1`".
         call: String,
-        /// The HTTP status.
+        /// HTTP status of the response.
         status: u16,
-        /// The beginning of the answer.
+        /// Beginning of the response, or what is wrong with it.
         detail: String,
     },
 }
 
 impl VllmError {
-    /// The class of the error as one CamelCase word, for conditions, events and metric labels.
+    /// Returns the class of the error, one word in CamelCase, for conditions, events and metric labels.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::RuntimeUpdatingOff => "RuntimeUpdatingOff",
@@ -173,7 +172,7 @@ impl VllmError {
         }
     }
 
-    /// Whether the same call may succeed later although nobody changed anything.
+    /// Returns whether the same call may succeed later without any change by a person.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
@@ -186,7 +185,7 @@ impl VllmError {
         )
     }
 
-    /// Whether what was asked may have been done all the same: look before asking again.
+    /// Returns whether vLLM may have executed the call despite the error. Read the server's state before a retry.
     pub fn may_have_succeeded(&self) -> bool {
         matches!(
             self,
@@ -198,7 +197,8 @@ impl VllmError {
         )
     }
 
-    /// Whether a person must change something (a flag of the server, the adapter's files, a key) before it can succeed.
+    /// Returns whether a person must change something (a flag of the server, the adapter's files, a key) before the call
+    /// can succeed.
     pub fn needs_intervention(&self) -> bool {
         matches!(
             self,
@@ -215,7 +215,7 @@ impl VllmError {
         )
     }
 
-    /// Whether this is about the server as a whole rather than about one adapter.
+    /// Returns whether the error concerns the server as a whole rather than one adapter.
     pub fn is_server_wide(&self) -> bool {
         matches!(
             self,

@@ -1,11 +1,11 @@
-//! Typed client of one vLLM server's adapter endpoints; every answer becomes one error taxonomy.
+//! Typed client of one vLLM server's adapter endpoints. It classifies every failure into one error type.
 //!
-//! - [`Endpoint`] says where the server is, [`Client`] asks it, [`VllmError`] says what went wrong.
-//! - [`interpret`] is the only place in the project that reads meaning out of vLLM's answers: a pure function of
-//!   what was asked and what came back, checked against recorded answers of the real server.
+//! - [`Endpoint`] describes the server, [`VllmClient`] calls it, [`VllmError`] says what failed.
+//! - [`classify_response`] is the only place in the project that interprets vLLM's responses: a pure function of the call
+//!   and the response, tested against recorded responses of the real server.
 //!
-//! What it deliberately does not do: retry, remember, or decide. Who calls it knows whether trying again makes
-//! sense, and [`VllmError::retryable`], [`VllmError::uncertain`] and [`VllmError::needs_person`] tell.
+//! The client deliberately does not retry, cache, or decide. Callers decide by [`VllmError::is_retryable`],
+//! [`VllmError::may_have_succeeded`] and [`VllmError::needs_intervention`].
 
 mod client;
 mod endpoint;

@@ -1,30 +1,30 @@
-//! The few lines of vLLM's `/metrics` that matter here, out of 50 KB.
+//! Parser of the few series of vLLM's `/metrics` that Rollora uses, out of 50 KB.
 //!
-//! `vllm:lora_requests_info` is a gauge whose *value* is a time: each set of adapters that was in use together leaves
-//! a series with the time of its last step, and the series stays. The highest value among the series that name an
-//! adapter is its last use. Requests that generate a single token leave no trace there.
+//! `vllm:lora_requests_info` is a gauge whose *value* is a timestamp: each set of adapters that was in use together has a
+//! series with the time of its last step, and the series stays. The highest value among the series that name an adapter
+//! is its last use. Requests that generate a single token do not appear there.
 
 use jiff::Timestamp;
 use rollora_api::names::AdapterId;
 use std::collections::BTreeMap;
 
-/// What a server's metrics say of it and of its adapters.
+/// Parsed metrics of a server and of its adapters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerMetrics {
-    /// `process_start_time_seconds`, as written there: changes with every restart. None where the server does not
-    /// export it (several API processes, or not on Linux).
+    /// `process_start_time_seconds` as written there, which changes with every restart. `None` if the server does not
+    /// export it (with several API processes, or not on Linux).
     pub process_start_time: Option<String>,
-    /// How many adapters fit on the GPU at once.
+    /// Number of adapters that fit on the GPU at the same time (`--max-loras`); `None` before the first use of an adapter.
     pub max_loras: Option<u32>,
-    /// When each adapter was last used, by the server's clock.
+    /// Time of the last use of each adapter, by the server's clock.
     pub last_used: BTreeMap<AdapterId, Timestamp>,
-    /// Whether series of vLLM's own are among them: without its statistics (`--disable-log-stats`) there are none, and
-    /// no use is told.
+    /// Whether the metrics contain series of vLLM itself. Without them (`--disable-log-stats`) the use of adapters is not
+    /// known.
     pub has_statistics: bool,
 }
 
 impl ServerMetrics {
-    /// Reads the text of `/metrics`. Lines that are not understood are passed over: metrics come and go with versions.
+    /// Parses the text of `/metrics`. Ignores unknown lines, because metrics differ between versions.
     pub fn parse(text: &str) -> Self {
         let mut metrics = Self::default();
         for line in text.lines() {
@@ -59,14 +59,14 @@ impl ServerMetrics {
     }
 }
 
-/// Seconds since 1970 as Prometheus writes them, for example `1.7954477e+09`.
+/// Parses seconds since 1970 as Prometheus writes them, for example `1.7954477e+09`.
 fn parse_timestamp(seconds: &str) -> Option<Timestamp> {
     let seconds: f64 = seconds.parse().ok()?;
     let duration = jiff::SignedDuration::try_from_secs_f64(seconds).ok()?;
     Timestamp::from_duration(duration).ok()
 }
 
-/// The labels of one series: names, and values with their escapes undone.
+/// Iterator over the labels of one series: names, and unescaped values.
 struct LabelIter<'a>(&'a str);
 
 impl<'a> Iterator for LabelIter<'a> {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recorded_answer_gives_identity_capacity_and_last_use() {
+    fn recorded_metrics_give_identity_capacity_and_last_use() {
         let text = include_str!("../../../testbed/testdata/vllm/metrics.txt");
         let metrics = ServerMetrics::parse(text);
         assert_eq!(metrics.process_start_time.as_deref(), Some("1.79544761657e+09"));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_statistics_tells_of_no_use() {
+    fn metrics_without_vllm_series_have_no_statistics() {
         let text =
             "# HELP vllm:lora_requests_info Running stats on lora requests.\nprocess_start_time_seconds 1.5e+09\n";
         let metrics = ServerMetrics::parse(text);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_value_among_the_series_that_name_an_adapter_is_its_last_use() {
+    fn last_use_is_the_highest_value_of_an_adapters_series() {
         let metrics = ServerMetrics::parse(
             "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"a,b\",waiting_lora_adapters=\"a,b\"} 3e+09\n\
              vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"a\",waiting_lora_adapters=\"\"} 1.5e+09\n\
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_escapes_braces_and_equal_signs_are_read() {
+    fn labels_with_escapes_braces_and_equal_signs_are_parsed() {
         let metrics = ServerMetrics::parse(
             "vllm:lora_requests_info{running_lora_adapters=\"we\\\"ird}{=\\\\x\",max_lora=\"1\"} 1e+09",
         );
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_passed_over() {
+    fn unknown_lines_are_ignored() {
         for text in [
             "",
             "process_start_time_seconds",

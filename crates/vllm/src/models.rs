@@ -1,28 +1,28 @@
-//! What `/v1/models` lists.
+//! Parser of `/v1/models`.
 
 use crate::{ApiCall, VllmError};
 use serde::Deserialize;
 
-/// One entry of `/v1/models`: a base model, or an adapter that is registered.
+/// One entry of `/v1/models`: a base model, or a registered adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ModelCard {
-    /// The name that requests use.
+    /// Name that requests use.
     pub id: String,
-    /// The path or hub name that it was loaded from, as it was given.
+    /// Path or hub name that vLLM was given for the model or adapter.
     #[serde(default)]
     pub root: Option<String>,
-    /// The base model of an adapter; none for a base model.
+    /// Base model of an adapter; `None` for a base model.
     #[serde(default)]
     pub parent: Option<String>,
 }
 
 impl ModelCard {
-    /// Whether this is a base model, which nothing may unload.
+    /// Returns whether this is a base model, which must never be unloaded.
     pub fn is_base_model(&self) -> bool {
         self.parent.is_none()
     }
 
-    /// Reads an answer of `/v1/models`.
+    /// Parses the body of a `/v1/models` response.
     pub(crate) fn parse_list(body: &[u8]) -> Result<Vec<Self>, VllmError> {
         #[derive(Deserialize)]
         struct ModelList {
@@ -31,7 +31,7 @@ impl ModelCard {
         serde_json::from_slice::<ModelList>(body).map(|list| list.data).map_err(|error| VllmError::UnexpectedResponse {
             call: ApiCall::Models.to_string(),
             status: 200,
-            detail: format!("no list of models: {error}"),
+            detail: format!("not a list of models: {error}"),
         })
     }
 }

@@ -1,38 +1,38 @@
-//! What vLLM's answers mean. Pure: what was asked, and what came back.
+//! Classification of vLLM's responses: a pure function of the call and the response.
 //!
-//! Two pairs of answers look alike and mean different things. A 404 of the framework (`{"detail": …}`) says that the
-//! server has no such endpoint; a 404 of vLLM itself (`{"error": {…}}`) says that it has no such adapter. And a 500
-//! on a load may be the adapter's fault, the server's settings, or a dead engine: only its words tell.
+//! Some responses share a status and differ in meaning. A 404 of the web framework (`{"detail": …}`) means that the
+//! server has no such endpoint; a 404 of vLLM itself (`{"error": {…}}`) means that it has no such adapter. A 500 on a
+//! load can come from the adapter, from the server's settings, or from a dead engine; only its message tells.
 
 use crate::VllmError;
 use rollora_api::names::AdapterId;
 use serde_json::Value;
 use std::fmt;
 
-/// One question to a server.
+/// One call to a vLLM server. Its `Display` text completes the phrase "the request to …".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiCall<'a> {
-    /// `GET /health`.
+    /// Health check, `GET /health`.
     Health,
-    /// `GET /v1/models`.
+    /// List of models, `GET /v1/models`.
     Models,
-    /// `GET /metrics`.
+    /// Prometheus metrics, `GET /metrics`.
     Metrics,
-    /// `POST /v1/load_lora_adapter`.
+    /// Registration of an adapter, `POST /v1/load_lora_adapter`.
     Load {
-        /// The id that it gets.
+        /// Id under which the adapter is registered.
         id: &'a AdapterId,
-        /// Where vLLM finds it.
+        /// Path or hub name of the adapter, as vLLM sees it.
         path: &'a str,
     },
-    /// `POST /v1/unload_lora_adapter`.
+    /// Removal of an adapter, `POST /v1/unload_lora_adapter`.
     Unload {
-        /// The adapter.
+        /// Id of the adapter.
         id: &'a AdapterId,
     },
-    /// A completion of one token by the adapter.
+    /// Completion of one token, or an embedding, by the adapter.
     Probe {
-        /// The adapter.
+        /// Id of the adapter.
         id: &'a AdapterId,
     },
 }
@@ -40,9 +40,9 @@ pub enum ApiCall<'a> {
 impl fmt::Display for ApiCall<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Health => f.write_str("say whether it is healthy"),
+            Self::Health => f.write_str("report its health"),
             Self::Models => f.write_str("list its models"),
-            Self::Metrics => f.write_str("show its metrics"),
+            Self::Metrics => f.write_str("report its metrics"),
             Self::Load { id, path } => write!(f, "load adapter `{id}` from `{path}`"),
             Self::Unload { id } => write!(f, "unload adapter `{id}`"),
             Self::Probe { id } => write!(f, "complete one token with adapter `{id}`"),
@@ -50,7 +50,7 @@ impl fmt::Display for ApiCall<'_> {
     }
 }
 
-/// Whether vLLM did what was asked, and if not, why.
+/// Classifies the response to `call`: `Ok` if vLLM executed it, else why it did not.
 pub fn classify_response(
     call: ApiCall<'_>,
     status: u16,
@@ -58,7 +58,7 @@ pub fn classify_response(
     body: &[u8],
 ) -> Result<(), VllmError> {
     if status == 200 {
-        // vLLM's own answers are JSON, text without a type, or metrics: a page is from somebody in between.
+        // vLLM itself sends JSON, metrics, or text without a type; a web page comes from a proxy in between.
         return match content_type {
             Some(kind) if kind.starts_with("text/html") => Err(unexpected_response(call, status, "a web page")),
             _ => Ok(()),
@@ -91,47 +91,47 @@ pub fn classify_response(
     }
 }
 
-/// What the worker, which reads the adapter, had against it.
+/// Classifies the error of the worker process, which reads the adapter's files.
 fn load_failure(id: &AdapterId, path: &str, refusal: &ErrorBody) -> VllmError {
-    let words = refusal.worker_message();
-    if words.contains("LoRA is not enabled") {
+    let message = refusal.worker_message();
+    if message.contains("LoRA is not enabled") {
         return VllmError::LoraOff;
     }
-    if let Some((rank, max)) = parse_rank_limit(words) {
+    if let Some((rank, max)) = parse_rank_limit(message) {
         return VllmError::RankTooHigh { id: id.clone(), rank, max };
     }
-    VllmError::BadAdapter { id: id.clone(), path: path.to_owned(), detail: truncate_line(words) }
+    VllmError::BadAdapter { id: id.clone(), path: path.to_owned(), detail: truncate_line(message) }
 }
 
-fn server_error(call: ApiCall<'_>, status: u16, words: String) -> VllmError {
+fn server_error(call: ApiCall<'_>, status: u16, message: String) -> VllmError {
     let call_text = call.to_string();
-    if words.contains("EngineCore encountered an issue") || words.contains("EngineDeadError") {
-        VllmError::EngineDead { call: call_text, detail: words }
-    } else if words.contains("after shutdown") {
+    if message.contains("EngineCore encountered an issue") || message.contains("EngineDeadError") {
+        VllmError::EngineDead { call: call_text, detail: message }
+    } else if message.contains("after shutdown") {
         VllmError::ShuttingDown { call: call_text }
     } else {
-        VllmError::ServerError { call: call_text, status, detail: words }
+        VllmError::ServerError { call: call_text, status, detail: message }
     }
 }
 
 pub(crate) fn unexpected_response(call: ApiCall<'_>, status: u16, detail: &str) -> VllmError {
-    let detail = if detail.is_empty() { "no words" } else { detail };
+    let detail = if detail.is_empty() { "an empty response" } else { detail };
     VllmError::UnexpectedResponse { call: call.to_string(), status, detail: truncate_line(detail) }
 }
 
-/// The two numbers of `LoRA rank 32 is greater than max_lora_rank 16.`
-fn parse_rank_limit(words: &str) -> Option<(u32, u32)> {
-    let (rank, rest) = words.split_once("LoRA rank ")?.1.split_once(" is greater than max_lora_rank ")?;
+/// Parses the two numbers of `LoRA rank 32 is greater than max_lora_rank 16.`
+fn parse_rank_limit(message: &str) -> Option<(u32, u32)> {
+    let (rank, rest) = message.split_once("LoRA rank ")?.1.split_once(" is greater than max_lora_rank ")?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Some((rank.parse().ok()?, digits.parse().ok()?))
 }
 
-/// The words of a refusal, and whose they are.
+/// Message of an error response, and which component sent it.
 struct ErrorBody {
     message: String,
-    /// vLLM's own shape: `{"error": …}`.
+    /// The body has the form that vLLM itself uses: `{"error": …}`.
     by_vllm: bool,
-    /// The web framework's shape: `{"detail": …}`.
+    /// The body has the form of the web framework: `{"detail": …}`.
     by_framework: bool,
 }
 
@@ -141,8 +141,8 @@ impl ErrorBody {
         let error = json.get("error");
         let detail = json.get("detail");
         let message = match (error, detail) {
-            (Some(Value::String(words)), _) | (None, Some(Value::String(words))) => truncate_line(words),
-            // Kept whole: what tells one failure of a worker from another may stand at its end.
+            (Some(Value::String(text)), _) | (None, Some(Value::String(text))) => truncate_line(text),
+            // Not truncated: the part that classifies a worker's failure may be at the end.
             (Some(error), _) => error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned(),
             (None, Some(detail)) => truncate_line(&detail.to_string()),
             (None, None) => truncate_line(&String::from_utf8_lossy(body)),
@@ -154,17 +154,17 @@ impl ErrorBody {
         self.message.starts_with("Call to add_lora method failed")
     }
 
-    /// The worker's words, out of vLLM's wrapping.
+    /// Returns the worker's message without vLLM's text around it.
     fn worker_message(&self) -> &str {
-        let words =
-            self.message.split_once("Worker failed with error '").map_or(self.message.as_str(), |(_, words)| words);
-        words.split_once("', please check the stack trace").map_or(words, |(words, _)| words)
+        let message =
+            self.message.split_once("Worker failed with error '").map_or(self.message.as_str(), |(_, rest)| rest);
+        message.split_once("', please check the stack trace").map_or(message, |(inner, _)| inner)
     }
 }
 
-/// At most 300 characters on one line: an error's text ends in a status and in logs.
-fn truncate_line(words: &str) -> String {
-    let mut line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+/// Joins the text to one line of at most 300 characters, because it appears in statuses and logs.
+fn truncate_line(text: &str) -> String {
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(300) {
         line.truncate(end);
         line.push('…');

@@ -1,4 +1,4 @@
-//! TLS to a server: whom it is trusted through, and what to do when it is not.
+//! TLS to a vLLM server: verification of its certificate, and advice for failures.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustls::{
@@ -7,54 +7,54 @@ use rustls::{
 };
 use std::{fmt, io, str::FromStr, sync::Arc};
 
-/// How a server shows that it is the one that is meant.
+/// How the certificate of a server is verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Who signs its certificate; none for those whom the system trusts.
+    /// CAs that may have signed the certificate; `None` for those that the system trusts.
     pub ca_bundle: Option<CaBundle>,
-    /// The name in its certificate, where that is another than the host under which it is reached.
+    /// DNS name in the certificate; `None` if it is the host of the endpoint.
     pub server_name: Option<ServerName>,
 }
 
-/// Certificates of those who sign servers' certificates.
+/// CA certificates that a server's certificate is verified against.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CaBundle(Arc<[CertificateDer<'static>]>);
 
-/// Why something cannot be trusted through.
+/// Why a CA file or a server name is not valid. The caller adds the name of the file or flag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsConfigError {
-    /// Not PEM.
-    #[error("no PEM ({0}): it has to hold lines like -----BEGIN CERTIFICATE-----")]
+    /// The text is not valid PEM.
+    #[error("not PEM ({0}): it must contain lines like -----BEGIN CERTIFICATE-----")]
     NotPem(String),
-    /// PEM of something else.
-    #[error("no certificate in it: it has to hold the CA's certificate in PEM, -----BEGIN CERTIFICATE-----")]
+    /// The text contains no certificate.
+    #[error("contains no certificate: it must contain the CA's certificate in PEM, -----BEGIN CERTIFICATE-----")]
     Empty,
-    /// A secret that nobody needs here.
-    #[error("a private key in it: only the CA's certificate belongs there")]
+    /// The text contains a private key, which is a secret that the client does not need.
+    #[error("contains a private key: it must contain only the CA's certificate")]
     PrivateKey,
-    /// Bytes that are no certificate.
+    /// A certificate cannot be parsed.
     #[error("certificate number {number} in it cannot be used ({detail}): write the CA's certificate again")]
     Certificate {
-        /// Which, from 1.
+        /// Position of the certificate, from 1.
         number: usize,
-        /// What the TLS library said.
+        /// Error of the TLS library.
         detail: String,
     },
-    /// A name that no certificate is for.
-    #[error("`{0}` is no DNS name: write the name in vLLM's certificate, like vllm.models.svc")]
+    /// The text is not a DNS name that a certificate can contain.
+    #[error("`{0}` is not a DNS name: write the name in vLLM's certificate, like vllm.models.svc")]
     Name(String),
 }
 
 impl CaBundle {
-    /// Reads a PEM file's bytes: every certificate in it.
+    /// Parses every certificate of a PEM file. Fails if it contains none, or a private key.
     pub fn parse(pem: &[u8]) -> Result<Self, TlsConfigError> {
         if PrivateKeyDer::from_pem_slice(pem).is_ok() {
             return Err(TlsConfigError::PrivateKey);
         }
         let certificates: Result<Arc<[_]>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        let authorities = Self(certificates.map_err(|error| TlsConfigError::NotPem(error.to_string()))?);
-        authorities.root_store()?;
-        if authorities.0.is_empty() { Err(TlsConfigError::Empty) } else { Ok(authorities) }
+        let bundle = Self(certificates.map_err(|error| TlsConfigError::NotPem(error.to_string()))?);
+        bundle.root_store()?;
+        if bundle.0.is_empty() { Err(TlsConfigError::Empty) } else { Ok(bundle) }
     }
 
     fn root_store(&self) -> Result<RootCertStore, TlsConfigError> {
@@ -67,7 +67,7 @@ impl CaBundle {
         Ok(store)
     }
 
-    /// What a client trusts.
+    /// Returns a client configuration that trusts only these CAs.
     pub(crate) fn client_config(&self) -> Result<ClientConfig, String> {
         client_config(self.root_store().map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
@@ -75,12 +75,12 @@ impl CaBundle {
 
 impl fmt::Debug for CaBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Authorities({})", self.0.len())
+        write!(f, "CaBundle({})", self.0.len())
     }
 }
 
-/// A configuration that trusts nobody, for servers that speak plain HTTP: it is never used, and without it the
-/// system's CA certificates would be read and kept for nothing.
+/// Returns a configuration without trusted CAs, for endpoints with plain HTTP. It is never used, but without it reqwest
+/// would read the system's CA certificates and keep them in memory.
 pub(crate) fn empty_trust_config() -> Result<ClientConfig, String> {
     client_config(RootCertStore::empty()).map_err(|error| error.to_string())
 }
@@ -93,7 +93,7 @@ fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// A DNS name in a certificate.
+/// DNS name in a server's certificate, without wildcards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerName(String);
 
@@ -101,7 +101,7 @@ impl FromStr for ServerName {
     type Err = TlsConfigError;
 
     fn from_str(text: &str) -> Result<Self, TlsConfigError> {
-        // Four numbers are a DNS name to some, and an address to everybody else.
+        // `DnsName` accepts four numbers, which are an IP address.
         let is_address = text.parse::<std::net::IpAddr>().is_ok();
         match DnsName::try_from(text) {
             Ok(_) if !is_address && !text.contains('*') => Ok(Self(text.to_owned())),
@@ -116,7 +116,7 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// Reaches one host, whatever it is called.
+/// Resolver that returns the addresses of one host for every name.
 #[derive(Debug)]
 pub(crate) struct FixedHostResolver {
     pub(crate) host: String,
@@ -132,14 +132,14 @@ impl Resolve for FixedHostResolver {
     }
 }
 
-/// What to do about a failure of TLS that lies somewhere below `error`; none where there is none.
+/// Returns advice for the TLS error among the sources of `error`; `None` if there is none.
 pub(crate) fn tls_error_advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Some(describe_tls_error(error));
         }
-        // An I/O error that wraps another passes it over as its source.
+        // `source` of an I/O error that wraps another error skips the wrapped one.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         cause = wrapped.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
@@ -150,29 +150,30 @@ fn describe_tls_error(error: &rustls::Error) -> String {
     let advice = match error {
         rustls::Error::InvalidCertificate(error) => match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is signed by nobody who is trusted here: give the certificate of the CA that signed it"
+                "its certificate is not signed by a trusted CA: give the certificate of the CA that signed it"
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired: give vLLM a new one"
+                "its certificate has expired: renew vLLM's certificate"
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet: compare the clocks, or give vLLM another one"
+                "its certificate is not valid yet: check the clocks, or replace vLLM's certificate"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "its certificate is for another name: say which name is meant, or reach vLLM under the name that it has"
+                "its certificate is for another name: set the expected server name, or use the name in the certificate \
+                 as vLLM's host"
             }
             _ if format!("{error:?}").contains("CaUsedAsEndEntity") => {
-                "its certificate is that of a CA: give vLLM one that is signed by it, with CA:FALSE"
+                "its certificate is a CA certificate: use one that this CA signed, with CA:FALSE"
             }
             _ => "its certificate cannot be trusted",
         },
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "what answers there speaks no TLS: leave TLS out, or give vLLM --ssl-certfile and --ssl-keyfile"
+            "it does not speak TLS: use plain HTTP, or start vLLM with --ssl-certfile and --ssl-keyfile"
         }
         rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
-            "it asks for a client's certificate, and none can be given: start vLLM without --ssl-cert-reqs"
+            "it requires a client certificate, which is not supported: start vLLM without --ssl-cert-reqs"
         }
-        _ => "look into vLLM's log",
+        _ => "check vLLM's log",
     };
     format!("{advice} ({error})")
 }

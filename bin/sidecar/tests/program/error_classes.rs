@@ -62,12 +62,12 @@ fn every_class_of_a_failed_load_is_told_as_what_it_is() {
         (off, &[][..], "RuntimeUpdatingOff", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
         (failing_with("bad abs path"), &[], "AdapterNotFound", "check that this folder exists where vLLM runs"),
         (failing_with("rank 32 > max-lora-rank 16"), &[], "RankTooHigh", "rank 32 and vLLM takes at most 16"),
-        (failing_with("broken folder: junk"), &[], "BadAdapter", "mend its files and give them a new id"),
-        (failing_with("broken folder: badcfg"), &[], "BadAdapter", "mend its files and give them a new id"),
-        (failing_with("broken folder: trunc"), &[], "BadAdapter", "mend its files and give them a new id"),
+        (failing_with("broken folder: junk"), &[], "BadAdapter", "fix its files and give them a new id"),
+        (failing_with("broken folder: badcfg"), &[], "BadAdapter", "fix its files and give them a new id"),
+        (failing_with("broken folder: trunc"), &[], "BadAdapter", "fix its files and give them a new id"),
         (failing_with("name equals base model"), &[], "NameConflict", "give the adapter another id"),
         (failing_with("server without --enable-lora: load"), &[], "LoraOff", "--enable-lora"),
-        (broken, &[], "ServerError", "look into vLLM's log"),
+        (broken, &[], "ServerError", "check vLLM's log"),
         (hanging, &["--load-timeout", "300ms"], "Timeout", "it may still do so"),
     ] {
         let (_sidecar, problem) = load_failure(knobs, args);

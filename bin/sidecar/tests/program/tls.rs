@@ -114,7 +114,7 @@ fn a_certificate_that_cannot_be_trusted_is_said_with_what_to_do() {
         ("other.pem", &["--vllm-ca-file", "ca.pem"][..], "give the certificate of the CA that signed it"),
         ("server.pem", &["--vllm-tls"], "give the certificate of the CA that signed it"),
         ("expired.pem", &["--vllm-ca-file", "ca.pem"], "has expired"),
-        ("named.pem", &["--vllm-ca-file", "ca.pem"], "say which name is meant"),
+        ("named.pem", &["--vllm-ca-file", "ca.pem"], "set the expected server name"),
     ] {
         let vllm = TlsProxy::start(name);
         let mount = vllm.mount(&["v1"]);
@@ -135,7 +135,7 @@ fn a_certificate_that_cannot_be_trusted_is_said_with_what_to_do() {
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     let mut sidecar = SidecarCommand::new().path("--config", &mount.file()).args(["--vllm-tls"]).start();
     let said = tls_problem(&mut sidecar);
-    assert!(said.contains("speaks no TLS"), "{said}");
+    assert!(said.contains("does not speak TLS"), "{said}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The client against small servers on loopback that answer, hang, or break off.
+//! The client against small loopback servers that respond, hang, or close the connection.
 
 use super::*;
 use crate::ApiKey;
@@ -24,7 +24,7 @@ fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-/// A server that lives as long as the set, and a client of it.
+/// Starts a server that lives as long as the returned set, and a client of it.
 async fn http_server(router: Router) -> (JoinSet<()>, VllmClient) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -34,8 +34,8 @@ async fn http_server(router: Router) -> (JoinSet<()>, VllmClient) {
     (tasks, VllmClient::new(endpoint, Timeouts::default()).unwrap())
 }
 
-/// A server that does `answer` with each connection after the request has been read.
-async fn raw_server(answer: Option<&'static str>, timeouts: Timeouts) -> (JoinSet<()>, VllmClient) {
+/// Starts a server that reads each request and then writes `response`, or keeps the connection open if it is `None`.
+async fn raw_server(response: Option<&'static str>, timeouts: Timeouts) -> (JoinSet<()>, VllmClient) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut tasks = JoinSet::new();
@@ -45,8 +45,8 @@ async fn raw_server(answer: Option<&'static str>, timeouts: Timeouts) -> (JoinSe
             let (mut connection, _) = listener.accept().await.unwrap();
             let read = connection.read(&mut [0; 4096]).await.unwrap();
             assert!(read > 0);
-            match answer {
-                Some(answer) => connection.write_all(answer.as_bytes()).await.unwrap(),
+            match response {
+                Some(response) => connection.write_all(response.as_bytes()).await.unwrap(),
                 None => kept.push(connection),
             }
         }
@@ -55,7 +55,7 @@ async fn raw_server(answer: Option<&'static str>, timeouts: Timeouts) -> (JoinSe
 }
 
 #[tokio::test]
-async fn calls_carry_the_key_and_what_was_asked() {
+async fn calls_carry_the_api_key_and_their_body() {
     let router = Router::new()
         .route(
             "/v1/load_lora_adapter",
@@ -89,7 +89,7 @@ async fn calls_carry_the_key_and_what_was_asked() {
 }
 
 #[tokio::test]
-async fn a_server_without_completions_is_probed_by_an_embedding() {
+async fn server_without_completions_is_probed_by_embedding() {
     let not_found = || async { (StatusCode::NOT_FOUND, Json(json!({ "detail": "Not Found" }))) };
     let embed = |Json(body): Json<Value>| async move { Json(json!({ "model": body["model"], "data": [] })) };
     let router = Router::new().route("/v1/completions", post(not_found)).route("/v1/embeddings", post(embed));
@@ -98,14 +98,14 @@ async fn a_server_without_completions_is_probed_by_an_embedding() {
 }
 
 #[tokio::test]
-async fn an_answer_by_another_model_proves_nothing() {
+async fn probe_fails_if_another_model_answers() {
     let router = Router::new().route("/v1/completions", post(|| async { Json(json!({ "model": "base" })) }));
     let (_server, client) = http_server(router).await;
     assert_eq!(client.probe(&id("a1")).await.unwrap_err().reason(), "UnexpectedAnswer");
 }
 
 #[tokio::test]
-async fn endless_answers_are_cut_off() {
+async fn response_above_the_size_limit_is_an_error() {
     let router = Router::new().route("/v1/models", get(|| async { "x".repeat(MAX_RESPONSE_BYTES + 1) }));
     let (_server, client) = http_server(router).await;
     let error = client.models().await.unwrap_err();
@@ -113,7 +113,7 @@ async fn endless_answers_are_cut_off() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_unreachable_and_nothing_was_asked() {
+async fn refused_connection_is_unreachable_and_certain() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -124,26 +124,26 @@ async fn a_server_that_is_not_there_is_unreachable_and_nothing_was_asked() {
 }
 
 #[tokio::test]
-async fn no_answer_in_time_is_uncertain() {
+async fn timeout_is_uncertain_and_retryable() {
     let (_server, client) = raw_server(None, SHORT_TIMEOUTS).await;
     let calls = [
         (client.health().await, SHORT_TIMEOUTS.call),
         (client.load(&id("a1"), "/a1").await, SHORT_TIMEOUTS.load),
         (client.probe(&id("a1")).await, SHORT_TIMEOUTS.probe),
     ];
-    for (answer, limit) in calls {
-        let error = answer.unwrap_err();
+    for (result, limit) in calls {
+        let error = result.unwrap_err();
         assert!(matches!(&error, VllmError::Timeout { after, .. } if *after == limit), "{error}");
         assert!(error.may_have_succeeded() && error.is_retryable() && !error.needs_intervention());
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_before_the_answer_is_whole_is_uncertain() {
-    for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"] {
-        let (_server, client) = raw_server(Some(answer), Timeouts::default()).await;
+async fn connection_lost_during_the_response_is_uncertain() {
+    for response in ["", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"] {
+        let (_server, client) = raw_server(Some(response), Timeouts::default()).await;
         let error = client.load(&id("a1"), "/a1").await.unwrap_err();
-        assert_eq!(error.reason(), "ConnectionLost", "{answer:?}: {error}");
+        assert_eq!(error.reason(), "ConnectionLost", "{response:?}: {error}");
         assert!(error.may_have_succeeded() && error.is_retryable());
     }
 }
@@ -157,12 +157,12 @@ async fn redirects_are_not_followed() {
 }
 
 #[test]
-fn a_client_of_a_server_with_tls_can_be_made() {
+fn client_of_an_https_endpoint_is_created() {
     VllmClient::new(Endpoint::parse("https://127.0.0.1:1").unwrap(), Timeouts::default()).unwrap();
 }
 
 #[test]
-fn a_key_that_cannot_be_sent_is_refused_without_showing_it() {
+fn error_of_an_invalid_api_key_does_not_show_it() {
     let endpoint = Endpoint::parse("http://127.0.0.1:1").unwrap().with_api_key(Some(ApiKey::new("se\ncret")));
     let error = VllmClient::new(endpoint, Timeouts::default()).unwrap_err();
     assert!(!error.to_string().contains("cret"));

@@ -1,4 +1,4 @@
-//! Every recorded answer to a call of ours, and the ones that were not recorded.
+//! Classification of every recorded response to the client's calls, and of responses that were not recorded.
 
 use super::*;
 use crate::{ModelCard, VllmError};
@@ -31,7 +31,7 @@ fn field_text(body: &Value, field: &str) -> String {
     body.get(field).and_then(Value::as_str).unwrap_or("none").to_owned()
 }
 
-/// What the recorded answer means: its class, or `ok`.
+/// Classifies a recorded response; `None` if the request is not one of the client's calls or had no response.
 fn classify(recorded: &RecordedExchange) -> Option<Result<(), VllmError>> {
     let body = recorded.request.body.clone().unwrap_or_default();
     let id = |field| AdapterId::new(field_text(&body, field)).unwrap_or_else(|_| AdapterId::new("none").unwrap());
@@ -50,16 +50,16 @@ fn classify(recorded: &RecordedExchange) -> Option<Result<(), VllmError>> {
     Some(classify_response(call, status, recorded.content_type.as_deref(), body.as_bytes()))
 }
 
-fn reason_of(meaning: &Result<(), VllmError>) -> &'static str {
-    meaning.as_ref().map_or_else(VllmError::reason, |()| "ok")
+fn reason_of(result: &Result<(), VllmError>) -> &'static str {
+    result.as_ref().map_or_else(VllmError::reason, |()| "ok")
 }
 
-/// The class that the facts of an answer demand, written down independently of the code under test.
+/// The expected class of a response, written independently of the code under test.
 fn expected_reason(recorded: &RecordedExchange) -> &'static str {
     let response = recorded.response.as_deref().unwrap_or_default();
     let unload = recorded.request.path.ends_with("unload_lora_adapter");
     let load = !unload && recorded.request.path.ends_with("load_lora_adapter");
-    let has = |words: &str| response.contains(words);
+    let has = |text: &str| response.contains(text);
     match recorded.status {
         Some(200) => "ok",
         Some(401) => "Unauthorized",
@@ -74,19 +74,19 @@ fn expected_reason(recorded: &RecordedExchange) -> &'static str {
         Some(500) if load => "BadAdapter",
         Some(500) if has("EngineCore") => "EngineDead",
         Some(500) if has("shutdown") => "ShuttingDown",
-        _ => "nothing that was recorded",
+        _ => "not a recorded response",
     }
 }
 
 #[test]
-fn every_recorded_answer_to_our_calls_means_what_it_should() {
-    let mut seen = std::collections::BTreeMap::<&str, usize>::new();
+fn recorded_responses_are_classified_as_expected() {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
     for recorded in recorded_exchanges() {
-        let Some(meaning) = classify(&recorded) else { continue };
-        assert_eq!(reason_of(&meaning), expected_reason(&recorded), "{}: {:?}", recorded.label, recorded.response);
-        *seen.entry(reason_of(&meaning)).or_default() += 1;
+        let Some(result) = classify(&recorded) else { continue };
+        assert_eq!(reason_of(&result), expected_reason(&recorded), "{}: {:?}", recorded.label, recorded.response);
+        *counts.entry(reason_of(&result)).or_default() += 1;
     }
-    let classes: Vec<_> = seen.keys().copied().collect();
+    let classes: Vec<_> = counts.keys().copied().collect();
     assert_eq!(
         classes,
         [
@@ -107,7 +107,7 @@ fn every_recorded_answer_to_our_calls_means_what_it_should() {
     );
 }
 
-/// Label of the recording, and the whole text that a person reads.
+/// Labels of recordings, and the whole error texts.
 const TEXTS: &[(&str, &str)] = &[
     (
         "rank 32 > max-lora-rank 16",
@@ -116,12 +116,12 @@ const TEXTS: &[(&str, &str)] = &[
     (
         "broken folder: junk",
         "vLLM cannot use adapter `b_junk` from `bad/junk` (Error while deserializing header: header too large): \
-         mend its files and give them a new id",
+         fix its files and give them a new id",
     ),
     (
         "broken folder: dora",
         "vLLM cannot use adapter `b_dora` from `bad/dora` (vLLM does not yet support DoRA.): \
-         mend its files and give them a new id",
+         fix its files and give them a new id",
     ),
     (
         "bad abs path",
@@ -138,29 +138,29 @@ const TEXTS: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn errors_say_what_happened_to_what_and_what_to_do() {
+fn error_texts_name_object_cause_and_fix() {
     let recorded = recorded_exchanges();
-    for (label, words) in TEXTS {
+    for (label, text) in TEXTS {
         let recorded = recorded.iter().find(|recorded| recorded.label == *label).unwrap();
-        assert_eq!(classify(recorded).unwrap().unwrap_err().to_string(), *words, "{label}");
+        assert_eq!(classify(recorded).unwrap().unwrap_err().to_string(), *text, "{label}");
     }
 }
 
 #[test]
-fn answers_that_were_not_recorded_are_told_apart_too() {
+fn other_responses_are_classified_as_expected() {
     let id = AdapterId::new("a1").unwrap();
     let load = ApiCall::Load { id: &id, path: "/a1" };
     let probe = ApiCall::Probe { id: &id };
     let unload = ApiCall::Unload { id: &id };
     let cases = [
-        // Something in between: a captive page, a proxy without a backend, a redirect, another program's 404.
+        // From a component in between: a captive page, a proxy without a backend, a redirect, another program's 404.
         (ApiCall::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedAnswer"),
         (load, 502, Some("text/html"), "<html>bad gateway</html>", "ServerError"),
         (ApiCall::Models, 302, None, "", "UnexpectedAnswer"),
         (ApiCall::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
         (load, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
         (probe, 404, Some("application/json"), "{\"detail\":\"Not Found\"}", "UnexpectedAnswer"),
-        // vLLM's health says 503 when its engine is dead.
+        // vLLM's `/health` responds 503 when its engine is dead.
         (ApiCall::Health, 503, None, "", "ServerError"),
         (
             unload,
@@ -170,21 +170,21 @@ fn answers_that_were_not_recorded_are_told_apart_too() {
             "EngineDead",
         ),
         (load, 500, None, "Internal Server Error", "ServerError"),
-        // Older versions answer engine errors of a load with 400.
+        // Older versions respond to engine errors of a load with 400.
         (load, 400, None, "{\"error\":{\"message\":\"Call to add_lora method failed: no space\"}}", "BadAdapter"),
         (load, 403, None, "", "Unauthorized"),
-        // The simulator of llm-d says nothing at all when it loaded.
+        // The simulator of llm-d responds to a load with an empty body.
         (load, 200, None, "", "ok"),
         (load, 429, None, "slow down", "UnexpectedAnswer"),
     ];
     for (call, status, content_type, body, class_expected) in cases {
-        let meaning = classify_response(call, status, content_type, body.as_bytes());
-        assert_eq!(reason_of(&meaning), class_expected, "{call} {status} {body}");
+        let result = classify_response(call, status, content_type, body.as_bytes());
+        assert_eq!(reason_of(&result), class_expected, "{call} {status} {body}");
     }
 }
 
 #[test]
-fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
+fn recorded_lists_distinguish_base_models_from_adapters() {
     let recorded = recorded_exchanges();
     let list = |label: &str| {
         let recorded = recorded.iter().find(|recorded| recorded.label == label).unwrap();
@@ -201,7 +201,7 @@ fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
 }
 
 #[test]
-fn long_words_of_the_server_are_shortened_to_one_line() {
+fn long_server_message_is_truncated_to_one_line() {
     let id = AdapterId::new("a1").unwrap();
     let body = format!("{{\"error\":{{\"message\":\"{}\"}}}}", "Call to add_lora method failed: ü\\n ".repeat(100));
     let error =

@@ -18,7 +18,7 @@ fn ca_bundle(name: &str) -> CaBundle {
     CaBundle::parse(&std::fs::read(file(name)).unwrap()).unwrap()
 }
 
-/// A healthy server with this certificate; none speaks no TLS. It lives as long as the set.
+/// Starts a healthy server with this certificate, or without TLS if `None`. It lives as long as the returned set.
 async fn server(certificate: Option<&str>) -> (JoinSet<()>, u16) {
     let acceptor = certificate.map(|name| {
         let chain = CertificateDer::pem_file_iter(file(name)).unwrap().collect::<Result<_, _>>().unwrap();
@@ -31,20 +31,20 @@ async fn server(certificate: Option<&str>) -> (JoinSet<()>, u16) {
     let port = listener.local_addr().unwrap().port();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         loop {
             let (mut connection, _) = listener.accept().await.unwrap();
             let Some(acceptor) = &acceptor else {
-                // As uvicorn does with what is no HTTP: an answer in words, and the end.
+                // uvicorn also responds in plain text to bytes that are not HTTP, and closes the connection.
                 drop(connection.read(&mut [0; 4096]).await);
-                drop(connection.write_all(answer).await);
+                drop(connection.write_all(response).await);
                 continue;
             };
-            // Who does not trust us goes away.
+            // A client that does not trust the certificate aborts the handshake.
             let Ok(mut connection) = acceptor.accept(connection).await else { continue };
             let mut request = [0; 4096];
             if connection.read(&mut request).await.is_ok_and(|read| read > 0) {
-                drop(connection.write_all(answer).await);
+                drop(connection.write_all(response).await);
             }
         }
     });
@@ -61,7 +61,7 @@ fn tls_with_ca(name: &str) -> TlsConfig {
 }
 
 #[tokio::test]
-async fn a_server_is_trusted_through_its_ca_under_every_name_of_its_certificate() {
+async fn server_is_trusted_under_every_name_of_its_certificate() {
     let (_server, port) = server(Some("server.pem")).await;
     for host in ["127.0.0.1", "localhost"] {
         tls_client(&format!("https://{host}:{port}"), tls_with_ca("ca.pem")).health().await.unwrap();
@@ -69,68 +69,68 @@ async fn a_server_is_trusted_through_its_ca_under_every_name_of_its_certificate(
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_is_good_where_that_name_is_given() {
+async fn certificate_for_another_name_needs_the_server_name() {
     let (_server, port) = server(Some("named.pem")).await;
     let name = Some("vllm.models.svc".parse().unwrap());
     let tls = TlsConfig { server_name: name, ..tls_with_ca("ca.pem") };
     tls_client(&format!("https://127.0.0.1:{port}"), tls.clone()).health().await.unwrap();
-    // The name is nobody's address: it is asked of no DNS.
+    // The name does not resolve: the client must not query DNS for it.
     let client = tls_client(&format!("https://localhost:{port}"), tls);
     client.health().await.unwrap();
     assert_eq!(client.endpoint().base_url(), format!("https://localhost:{port}"));
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_trusted_is_asked_nothing_and_the_words_say_what_to_do() {
-    for (certificate, trusted, words) in [
+async fn untrusted_server_gets_no_request_and_error_gives_advice() {
+    for (certificate, trusted, advice) in [
         (Some("other.pem"), "ca.pem", "give the certificate of the CA that signed it"),
         (Some("expired.pem"), "ca.pem", "has expired"),
         (Some("named.pem"), "ca.pem", "for another name"),
-        (None, "ca.pem", "speaks no TLS"),
+        (None, "ca.pem", "does not speak TLS"),
     ] {
         let (_server, port) = server(certificate).await;
         let url = format!("https://127.0.0.1:{port}");
         let error = tls_client(&url, tls_with_ca(trusted)).health().await.unwrap_err();
         assert!(matches!(error, VllmError::TlsFailed { .. }), "{certificate:?}: {error:?}");
-        let said = error.to_string();
-        assert!(said.contains(words) && said.contains(&url), "{certificate:?}: {said}");
+        let message = error.to_string();
+        assert!(message.contains(advice) && message.contains(&url), "{certificate:?}: {message}");
         assert!(!error.may_have_succeeded() && error.needs_intervention() && error.is_server_wide());
     }
 }
 
 #[tokio::test]
-async fn without_a_ca_those_whom_the_system_trusts_are_trusted_and_nobody_else() {
+async fn without_a_ca_bundle_only_system_cas_are_trusted() {
     let (_server, port) = server(Some("server.pem")).await;
     let error = tls_client(&format!("https://127.0.0.1:{port}"), TlsConfig::default()).health().await.unwrap_err();
     assert!(error.to_string().contains("CA that signed it"), "{error}");
 }
 
 #[tokio::test]
-async fn a_server_with_tls_that_is_asked_without_is_told_apart_from_a_silent_one() {
+async fn http_request_to_a_tls_server_suggests_tls() {
     let (_server, port) = server(Some("server.pem")).await;
     let error = tls_client(&format!("http://127.0.0.1:{port}"), TlsConfig::default()).health().await.unwrap_err();
     assert!(error.to_string().contains("does it speak TLS?"), "{error}");
 }
 
 #[test]
-fn what_is_no_ca_is_refused_with_what_to_write() {
+fn invalid_ca_bundle_is_rejected_with_advice() {
     let key = std::fs::read(file("server.key")).unwrap();
     let ca = std::fs::read(file("ca.pem")).unwrap();
     let broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
-    for (pem, words) in [
-        (Vec::new(), "no certificate in it"),
-        (b"hello".to_vec(), "no certificate in it"),
-        (b"-----BEGIN CERTIFICATE-----\nAA".to_vec(), "no PEM"),
+    for (pem, expected) in [
+        (Vec::new(), "contains no certificate"),
+        (b"hello".to_vec(), "contains no certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nAA".to_vec(), "not PEM"),
         ([ca.clone(), broken].concat(), "certificate number 2"),
         ([ca, key].concat(), "a private key"),
     ] {
         let error = CaBundle::parse(&pem).unwrap_err().to_string();
-        assert!(error.contains(words), "{words}: {error}");
+        assert!(error.contains(expected), "{expected}: {error}");
     }
 }
 
 #[test]
-fn a_name_is_one_that_a_certificate_can_have() {
+fn server_name_must_be_a_dns_name_without_wildcard() {
     for good in ["vllm", "vllm.models.svc.cluster.local"] {
         assert_eq!(good.parse::<ServerName>().unwrap().to_string(), good);
     }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the certificates of the tests again. The keys in this folder open nothing: they exist for tests alone.
+# Regenerates the certificates of the tests. The keys in this folder are used only by tests and protect nothing.
 set -eu
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -7,14 +7,14 @@ trap 'rm -rf "$work"' EXIT
 
 key() { openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1" 2>/dev/null; }
 
-# authority NAME: a CA for a hundred years, its key in the work folder.
+# authority NAME: creates a CA that is valid for a hundred years, with its key in the work folder.
 authority() {
   key "$work/$1.key"
   openssl req -x509 -new -key "$work/$1.key" -subj "/CN=Rollora tests, $1" -days 36500 -out "$1.pem" \
     -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign
 }
 
-# leaf NAME AUTHORITY START END SUBJECT-ALTERNATIVE-NAMES: a server's certificate, for the one key of all of them.
+# leaf NAME AUTHORITY START END SUBJECT-ALTERNATIVE-NAMES: creates a server certificate. All of them share one key.
 leaf() {
   openssl req -new -key server.key -subj "/CN=vllm" -out "$work/$1.csr"
   : >"$work/index.txt"
