@@ -1,7 +1,7 @@
-//! The folder that vLLM reads: one subfolder for each adapter, and what is under way beside them.
+//! The directory of downloaded adapters that vLLM reads: one subdirectory for each adapter, and one for partial downloads.
 //!
-//! Who uses it holds a shared lock on it. Only who is alone there removes anything: what another sidecar's server has
-//! registered, nobody else can know.
+//! Each process that uses the directory holds a shared lock on it. Only a process that is alone there removes adapters,
+//! because it cannot know which adapters the server of another sidecar has registered.
 
 use crate::{
     HubRef,
@@ -20,41 +20,40 @@ use std::{
     time::Duration,
 };
 
-/// Where downloads are under way.
 const PARTIAL_DIR: &str = ".under-way";
-/// What is to be removed is renamed first, so that it is never found half there.
+/// An adapter is moved here before it is deleted, so that no process finds it incomplete.
 const TRASH_DIR: &str = ".removed";
 const LOCK_FILE: &str = ".lock";
-/// Held by the one that tries to be alone, see [`Folder::sweep`].
+/// Locked while a process tries to upgrade its lock, see [`CacheDir::evict`].
 const SWEEP_LOCK_FILE: &str = ".sweeper";
-/// A download that nobody went on with for this long is given up.
+/// A partial download that did not grow for this long is deleted.
 const PARTIAL_MAX_AGE: Duration = Duration::from_hours(24);
 
-/// Why a folder cannot be used.
+/// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the folder of the adapters {} cannot be used ({source}): it must be a writable volume that vLLM sees under the same path", path.display())]
+#[error("cannot use the adapters directory {} ({source}): it must be a writable volume that vLLM mounts at the same path", path.display())]
 pub struct CacheDirError {
     path: PathBuf,
     source: io::Error,
 }
 
-/// The folder.
+/// Directory of downloaded adapters, which this process holds a shared lock on.
 #[derive(Debug)]
 pub struct CacheDir {
     path: PathBuf,
     lock: File,
-    /// Between finding an adapter whole and marking it as wanted, or unwanted and moving it away, nobody does the other.
+    /// Makes a lookup, which marks an adapter as in use, and the removal of an unused adapter exclude each other.
     mutation_lock: Mutex<()>,
 }
 
 impl CacheDir {
-    /// Makes it, where it is not there, and holds it.
+    /// Opens the directory, creating it if it does not exist, and locks it. Blocks while another process evicts.
     pub fn open(path: &Path) -> Result<Self, CacheDirError> {
         let open = || -> io::Result<Self> {
             fs::create_dir_all(path.join(PARTIAL_DIR))?;
             let lock = open_lock_file(&path.join(LOCK_FILE))?;
             match flock(&lock, FlockOperation::NonBlockingLockShared) {
-                // Somebody is cleaning at this moment, and will be done in the next.
+                // Another process holds the exclusive lock while it evicts, which takes a short time.
                 Err(error) if error == rustix::io::Errno::WOULDBLOCK => flock(&lock, FlockOperation::LockShared)?,
                 other => other?,
             }
@@ -63,79 +62,81 @@ impl CacheDir {
         open().map_err(|source| CacheDirError { path: path.to_owned(), source })
     }
 
-    /// Where an adapter of a hub stands. The name is for people; the digits at its end tell names apart that look
-    /// alike once everything but letters, digits, dots and dashes has become a dash.
+    /// Returns the path of a downloaded adapter. The readable name replaces all characters but letters, digits, `.`, `-`
+    /// and `_` by a dash; the hash at its end distinguishes names that this makes equal.
     pub(crate) fn adapter_path(&self, name: &HubRef) -> PathBuf {
         self.path.join(dir_name(name))
     }
 
-    /// Where it is brought to first.
+    /// Returns the path of the partial download of an adapter.
     pub(crate) fn partial_path(&self, name: &HubRef) -> PathBuf {
         self.path.join(PARTIAL_DIR).join(dir_name(name))
     }
 
-    /// What stands at `place`, if it is whole. It counts as wanted now: a sweep that took it for unwanted leaves it.
-    pub(crate) fn lookup(&self, place: &Path) -> Option<Manifest> {
-        let _gate = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let manifest = Manifest::load_complete(place)?;
+    /// Returns the manifest of the adapter at `path` if it is complete. Marks it as in use now, so that an eviction that
+    /// has already selected it keeps it.
+    pub(crate) fn lookup(&self, path: &Path) -> Option<Manifest> {
+        let _guard = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = Manifest::load_complete(path)?;
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        if let Ok(file) = File::options().append(true).open(place.join(manifest::MANIFEST_FILE)) {
-            // Where that is refused nothing can be removed either.
+        if let Ok(file) = File::options().append(true).open(path.join(manifest::MANIFEST_FILE)) {
+            // If this is not permitted, the adapter cannot be removed either.
             futimens(&file, &Timestamps { last_access: now, last_modification: now }).ok();
         }
         Some(manifest)
     }
 
-    /// Moves what was brought to its place, and has that survive a power cut.
-    pub(crate) fn install(&self, from: &Path, place: &Path) -> io::Result<()> {
-        if place.exists() {
-            // It was found not to be whole.
-            self.remove(place)?;
+    /// Moves a complete download to `path` and syncs the directory, so that it survives a power failure.
+    pub(crate) fn install(&self, from: &Path, path: &Path) -> io::Result<()> {
+        if path.exists() {
+            // The caller's lookup found it incomplete.
+            self.remove(path)?;
         }
-        fs::rename(from, place)?;
+        fs::rename(from, path)?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Removes what may go, and what went. What is in `protected` counts as wanted now. Where somebody else uses the
-    /// folder, nothing goes.
+    /// Removes the adapters that `policy` selects and returns their paths. Also deletes abandoned partial downloads.
+    /// Adapters in `protected` are in use: they stay and are marked as used now. Removes nothing while another process
+    /// uses the directory.
     pub fn evict(
         &self,
         protected: &BTreeSet<PathBuf>,
-        budget: &EvictionPolicy,
+        policy: &EvictionPolicy,
         now: Timestamp,
     ) -> io::Result<Vec<PathBuf>> {
-        let held = self.cached_adapters()?;
-        for path in held.iter().map(|held| &held.path).filter(|path| protected.contains(*path)) {
+        let cached = self.cached_adapters()?;
+        for path in cached.iter().map(|adapter| &adapter.path).filter(|path| protected.contains(*path)) {
             let manifest = File::options().append(true).open(path.join(manifest::MANIFEST_FILE))?;
             manifest.set_modified(now.into())?;
         }
-        // A shared lock that could not be made exclusive is lost for a moment. One at a time may try: the others keep
-        // theirs meanwhile, so none of them takes that moment for being alone.
-        let sweeper = open_lock_file(&self.path.join(SWEEP_LOCK_FILE))?;
-        if flock(&sweeper, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // A failed upgrade to an exclusive lock releases the shared lock for a moment. Only one process at a time tries
+        // the upgrade: all others keep their shared locks, so none of them can take that moment for being alone.
+        let sweep_lock = open_lock_file(&self.path.join(SWEEP_LOCK_FILE))?;
+        if flock(&sweep_lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(Vec::new());
         }
         if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             flock(&self.lock, FlockOperation::LockShared)?;
             return Ok(Vec::new());
         }
-        let condemned = select_evictions(&held, protected, budget, now);
-        let swept = self.remove_evicted(held.iter().filter(|held| condemned.contains(&held.path)), now);
+        let selected = select_evictions(&cached, protected, policy, now);
+        let removed = self.remove_evicted(cached.iter().filter(|adapter| selected.contains(&adapter.path)), now);
         flock(&self.lock, FlockOperation::LockShared)?;
-        swept
+        removed
     }
 
     fn remove_evicted<'a>(
         &self,
-        condemned: impl Iterator<Item = &'a CachedAdapter>,
+        selected: impl Iterator<Item = &'a CachedAdapter>,
         now: Timestamp,
     ) -> io::Result<Vec<PathBuf>> {
-        let mut gone = Vec::new();
-        for held in condemned {
-            let _gate = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
-            if last_wanted(&held.path)? == held.last_wanted {
-                self.remove(&held.path)?;
-                gone.push(held.path.clone());
+        let mut removed = Vec::new();
+        for adapter in selected {
+            let _guard = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if last_wanted(&adapter.path)? == adapter.last_wanted {
+                self.remove(&adapter.path)?;
+                removed.push(adapter.path.clone());
             }
         }
         for entry in fs::read_dir(self.path.join(PARTIAL_DIR))? {
@@ -144,17 +145,17 @@ impl CacheDir {
                 self.remove(&path)?;
             }
         }
-        let removed = self.path.join(TRASH_DIR);
-        if removed.exists() {
-            fs::remove_dir_all(removed)?;
+        let trash = self.path.join(TRASH_DIR);
+        if trash.exists() {
+            fs::remove_dir_all(trash)?;
         }
-        Ok(gone)
+        Ok(removed)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let removed = self.path.join(TRASH_DIR);
-        fs::create_dir_all(&removed)?;
-        let to = removed.join(path.file_name().unwrap_or_default());
+        let trash = self.path.join(TRASH_DIR);
+        fs::create_dir_all(&trash)?;
+        let to = trash.join(path.file_name().unwrap_or_default());
         if to.exists() {
             fs::remove_dir_all(&to)?;
         }
@@ -162,15 +163,15 @@ impl CacheDir {
         fs::remove_dir_all(to)
     }
 
-    /// The adapters that stand here. What is not ours is not looked at.
+    /// Returns the complete adapters. Ignores directories without a manifest, which are not ours.
     fn cached_adapters(&self) -> io::Result<Vec<CachedAdapter>> {
-        let mut held = Vec::new();
+        let mut cached = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             let Some(manifest) = Manifest::load_complete(&path) else { continue };
-            held.push(CachedAdapter { size: manifest.size(), last_wanted: last_wanted(&path)?, path });
+            cached.push(CachedAdapter { size: manifest.size(), last_wanted: last_wanted(&path)?, path });
         }
-        Ok(held)
+        Ok(cached)
     }
 }
 
@@ -178,12 +179,12 @@ fn open_lock_file(path: &Path) -> io::Result<File> {
     File::options().create(true).truncate(false).write(true).open(path)
 }
 
-/// When the adapter at `path` was last seen to be wanted.
+/// Returns when the adapter at `path` was last in use, which is the modification time of its manifest.
 fn last_wanted(path: &Path) -> io::Result<Timestamp> {
     Timestamp::try_from(fs::metadata(path.join(manifest::MANIFEST_FILE))?.modified()?).map_err(io::Error::other)
 }
 
-/// When anything in a folder was last written to.
+/// Returns the latest modification time of a directory and everything in it.
 fn last_modified(path: &Path) -> io::Result<Timestamp> {
     let metadata = fs::metadata(path)?;
     let mut newest = Timestamp::try_from(metadata.modified()?).map_err(io::Error::other)?;

@@ -1,10 +1,10 @@
-//! Paths, and who is responsible for which source.
+//! Sources that are paths, and the dispatch of each source to its implementation.
 
 use crate::{AdapterSource, FetchError, FetchFuture, FetchedAdapter, Hub, ProgressSink, SourceRef};
 use std::{path::PathBuf, sync::Arc};
 
-/// Adapters that are there already, at a path that vLLM sees. Whether it is there only vLLM can say: the volume need
-/// not be mounted here.
+/// Source of adapters at a path that vLLM sees. Fetching does nothing and does not check that the path exists, because
+/// the volume may be mounted only in vLLM's container.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PathSource;
 
@@ -16,13 +16,13 @@ impl AdapterSource for PathSource {
         }
     }
 
-    fn fetch<'a>(&'a self, source: &'a SourceRef, _told: ProgressSink<'a>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, source: &'a SourceRef, _progress: ProgressSink<'a>) -> FetchFuture<'a> {
         let path = self.local_path(source);
         Box::pin(async move { Ok::<_, FetchError>(FetchedAdapter { path, commit: None }) })
     }
 }
 
-/// Every place that keeps adapters.
+/// Dispatches each source to its implementation: [`PathSource`] or [`Hub`].
 #[derive(Debug, Clone)]
 pub struct SourceDispatcher {
     paths: PathSource,
@@ -30,7 +30,7 @@ pub struct SourceDispatcher {
 }
 
 impl SourceDispatcher {
-    /// Paths as they are, names from `hub`.
+    /// Creates a dispatcher that downloads hub names from `hub`.
     pub fn new(hub: Arc<Hub>) -> Self {
         Self { paths: PathSource, hub }
     }
@@ -48,7 +48,7 @@ impl AdapterSource for SourceDispatcher {
         self.source_for(source).local_path(source)
     }
 
-    fn fetch<'a>(&'a self, source: &'a SourceRef, told: ProgressSink<'a>) -> FetchFuture<'a> {
-        self.source_for(source).fetch(source, told)
+    fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a> {
+        self.source_for(source).fetch(source, progress)
     }
 }

@@ -1,54 +1,54 @@
-//! What of a folder may go. Pure.
+//! Selection of the cached adapters to remove. Pure functions without I/O.
 
 use jiff::Timestamp;
 use std::{cmp::Reverse, collections::BTreeSet, path::PathBuf, time::Duration};
 
-/// What was wanted within this time stays, whatever the budget: requests that still run read files again after an
-/// eviction, and vLLM's engine dies when they are gone.
+/// An adapter that was in use within this time stays, whatever its size. When vLLM has evicted an adapter from memory, a
+/// request that still runs reads its files again, and the engine crashes if they are missing.
 pub const MIN_RETENTION: Duration = Duration::from_hours(1);
 
-/// How much is kept of what nobody wants any more.
+/// How long and how many unused adapters are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EvictionPolicy {
-    /// This long after it was last wanted; at least [`LEAST`].
+    /// How long an adapter is kept after its last use; at least [`MIN_RETENTION`].
     pub retention: Duration,
-    /// At most so many bytes in all, the wanted ones counted; none means any number.
+    /// Maximum size of all adapters in bytes, including those in use; `None` means unlimited.
     pub max_bytes: Option<u64>,
 }
 
-/// A fetched adapter.
+/// A complete adapter in the cache directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedAdapter {
-    /// Its folder.
+    /// Directory of the adapter.
     pub path: PathBuf,
-    /// Bytes.
+    /// Size of all files, in bytes.
     pub size: u64,
-    /// When it was last seen to be wanted.
+    /// When the adapter was last found to be in use.
     pub last_wanted: Timestamp,
 }
 
-/// The folders to remove: what was unwanted for too long, and then, the longest unwanted first, as much as the budget
-/// asks for. Never one of `protected`.
+/// Selects the directories to remove: those unused for longer than the retention, and then the longest unused ones until
+/// the rest fits `max_bytes`. Never selects one of `protected`, nor one used within [`MIN_RETENTION`].
 pub fn select_evictions(
     cached: &[CachedAdapter],
     protected: &BTreeSet<PathBuf>,
     policy: &EvictionPolicy,
     now: Timestamp,
 ) -> Vec<PathBuf> {
-    let idle = |held: &CachedAdapter| Duration::try_from(now.duration_since(held.last_wanted)).unwrap_or_default();
+    let idle = |it: &CachedAdapter| Duration::try_from(now.duration_since(it.last_wanted)).unwrap_or_default();
     let mut removable: Vec<_> =
-        cached.iter().filter(|held| !protected.contains(&held.path) && idle(held) >= MIN_RETENTION).collect();
-    removable.sort_by_key(|held| Reverse(idle(held)));
-    let mut size = cached.iter().map(|held| held.size).sum::<u64>();
-    let mut condemned = Vec::new();
-    for held in removable {
-        let too_old = idle(held) >= policy.retention.max(MIN_RETENTION);
-        if too_old || policy.max_bytes.is_some_and(|largest| size > largest) {
-            size = size.saturating_sub(held.size);
-            condemned.push(held.path.clone());
+        cached.iter().filter(|it| !protected.contains(&it.path) && idle(it) >= MIN_RETENTION).collect();
+    removable.sort_by_key(|it| Reverse(idle(it)));
+    let mut size = cached.iter().map(|it| it.size).sum::<u64>();
+    let mut selected = Vec::new();
+    for adapter in removable {
+        let too_old = idle(adapter) >= policy.retention.max(MIN_RETENTION);
+        if too_old || policy.max_bytes.is_some_and(|max_bytes| size > max_bytes) {
+            size = size.saturating_sub(adapter.size);
+            selected.push(adapter.path.clone());
         }
     }
-    condemned
+    selected
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The seam: what a place that keeps adapters has to do.
+//! The [`AdapterSource`] trait, with its progress and error types.
 
 use crate::SourceRef;
 use std::{
@@ -8,68 +8,67 @@ use std::{
     time::Duration,
 };
 
-/// A fetch under way. Dropping it stops it; what was brought so far is used by the next try.
+/// Future of a fetch. Dropping it stops the fetch; the next attempt resumes from the bytes on disk.
 pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<FetchedAdapter, FetchError>> + Send + 'a>>;
 
-/// Is told how far a fetch is.
+/// Callback that receives the progress of a fetch.
 pub type ProgressSink<'a> = &'a (dyn Fn(FetchProgress) + Send + Sync);
 
-/// A place that keeps adapters.
+/// Source of adapters: resolves an entry's `source` to a path that vLLM can load.
 pub trait AdapterSource: fmt::Debug + Send + Sync {
-    /// Where `source` is, or will be when it was fetched: the path that vLLM is given. A function of the text alone,
-    /// so that a list of models tells what an adapter was loaded from.
+    /// Returns the path of `source` that vLLM is given, whether it is already fetched or not. Depends only on the text,
+    /// so that the list of models shows which source an adapter was loaded from.
     fn local_path(&self, source: &SourceRef) -> PathBuf;
 
-    /// Brings `source` to its [`place`](Self::place). Where it is there already, whole and checked, nothing is asked
-    /// of anybody.
+    /// Fetches `source` to its [`local_path`](Self::local_path). If it is already there and complete, sends no request.
     fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a>;
 }
 
-/// What was fetched.
+/// Result of a fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedAdapter {
-    /// The path that vLLM is given.
+    /// Path that vLLM is given.
     pub path: PathBuf,
-    /// The commit that a revision stood for, where the place has such a thing.
+    /// Commit that the revision resolved to; `None` for a path.
     pub commit: Option<String>,
 }
 
-/// How far a fetch is.
+/// Progress of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FetchProgress {
-    /// Bytes that are there.
+    /// Number of bytes on disk.
     pub bytes: u64,
-    /// Bytes in all; none while they are not known.
+    /// Total number of bytes; `None` while it is not known.
     pub total_bytes: Option<u64>,
 }
 
-/// The class of a [`FetchError`].
+/// Class of a [`FetchError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchReason {
-    /// The hub cannot be reached, or broke off.
+    /// The hub cannot be reached, or the connection broke.
     HubUnreachable,
-    /// The hub wants another token (401, 403).
+    /// The hub rejects the token (401, 403).
     HubUnauthorized,
     /// The hub has no such repository or revision (404).
     HubNotFound,
-    /// The hub asks for patience (429).
+    /// The hub limits the rate of requests (429).
     HubRateLimited,
-    /// The hub answered something else.
+    /// The hub sent any other error, or a response that cannot be parsed.
     HubError,
-    /// What came is not what the hub announced: a size or hash differs.
+    /// The size or the hash of a file differs from what the hub announced.
     Corrupt,
-    /// More bytes than are allowed.
+    /// The adapter is larger than [`HubLimits::max_bytes`](crate::HubLimits::max_bytes).
     TooLarge,
-    /// The adapter asks for a higher rank than vLLM takes.
+    /// The adapter's rank is higher than vLLM accepts.
     RankTooHigh,
-    /// Not a LoRA adapter that vLLM could load: its configuration, its files.
+    /// The repository is not a LoRA adapter that vLLM could load, judged by its configuration and files.
     BadAdapter,
-    /// The disk refused.
+    /// A read or write of the local disk failed.
     Disk,
 }
 
 impl FetchReason {
-    /// One CamelCase word.
+    /// Returns the class as one word in CamelCase.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HubUnreachable => "HubUnreachable",
@@ -90,11 +89,11 @@ impl FetchReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct FetchError {
-    /// The class of it.
+    /// Class of the error.
     pub reason: FetchReason,
-    /// What happened, to what, and what to do.
+    /// What failed, on which object, why, and what to do.
     pub message: String,
-    /// How long the other side asks to be left alone.
+    /// Delay before the next attempt that the hub asks for (`Retry-After`).
     pub retry_after: Option<Duration>,
 }
 
@@ -107,7 +106,7 @@ impl FetchError {
         let path = path.display();
         Self::new(
             FetchReason::Disk,
-            format!("{path} cannot be written ({error}): the volume of the adapters needs room and must be writable"),
+            format!("cannot write {path} ({error}): the adapters volume must be writable and have free space"),
         )
     }
 }

@@ -1,8 +1,9 @@
-//! A hub that speaks the interface of Hugging Face's, as `huggingface.co` and its mirrors do.
+//! Source of adapters on a hub with the API of Hugging Face, such as `huggingface.co` and its mirrors.
 //!
-//! A fetch asks which commit a revision stands for and what that commit holds, takes the files that an adapter needs,
-//! compares sizes and hashes, looks at configuration and tensors, and moves all of it into place. What a cut left is
-//! used by the next try; it lies under the commit, so that a branch that moves never mixes two.
+//! A fetch resolves the revision to a commit, lists the files of the commit, downloads those that an adapter needs,
+//! compares sizes and hashes, validates configuration and tensors, and moves the result to its final path. An
+//! interrupted download is resumed by the next attempt. Partial downloads are stored by commit, so that files of two
+//! commits are never mixed when a branch moves.
 
 mod client;
 mod download;
@@ -24,17 +25,17 @@ use std::{
 };
 use tokio::{fs, time::sleep};
 
-/// Another fetch of the same adapter is waited for in such steps.
+/// How often a fetch checks whether another fetch of the same adapter has ended.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How much, and for how long.
+/// Limits of downloads from a hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HubLimits {
-    /// Bytes of one adapter at most.
+    /// Maximum size of one adapter, in bytes.
     pub max_bytes: u64,
-    /// Until a connection stands.
+    /// Maximum time to establish a connection.
     pub connect_timeout: Duration,
-    /// Nothing may be silent for longer: neither before an answer nor within it.
+    /// Maximum time without any data, both before a response and within it.
     pub stall_timeout: Duration,
 }
 
@@ -44,14 +45,14 @@ impl Default for HubLimits {
     }
 }
 
-/// Why a hub cannot be used.
+/// Error of an endpoint that is not a valid URL of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{endpoint}` is no address of a hub: write it like https://huggingface.co")]
+#[error("`{endpoint}` is not the URL of a hub: write it like https://huggingface.co")]
 pub struct HubError {
     endpoint: String,
 }
 
-/// A hub, and the folder that it is brought to.
+/// A hub, and the directory that its adapters are downloaded to.
 #[derive(Debug)]
 pub struct Hub {
     cache_dir: Arc<CacheDir>,
@@ -61,63 +62,68 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The hub at `endpoint`. It is not asked anything yet.
-    pub fn open(folder: Arc<CacheDir>, endpoint: &str, token: HubToken, limits: HubLimits) -> Result<Self, HubError> {
+    /// Creates a source for the hub at `endpoint`. Sends no request yet.
+    pub fn open(
+        cache_dir: Arc<CacheDir>,
+        endpoint: &str,
+        token: HubToken,
+        limits: HubLimits,
+    ) -> Result<Self, HubError> {
         let client =
             HubClient::new(endpoint, token, limits).ok_or_else(|| HubError { endpoint: endpoint.to_owned() })?;
-        Ok(Self { cache_dir: folder, client, limits, constraints: Mutex::default() })
+        Ok(Self { cache_dir, client, limits, constraints: Mutex::default() })
     }
 
-    /// What the server beside us can take, from now on.
-    pub fn set_constraints(&self, demands: ServerConstraints) {
-        *self.constraints.lock().unwrap_or_else(PoisonError::into_inner) = demands;
+    /// Sets the constraints of the server that later fetches are checked against.
+    pub fn set_constraints(&self, constraints: ServerConstraints) {
+        *self.constraints.lock().unwrap_or_else(PoisonError::into_inner) = constraints;
     }
 
     fn constraints(&self) -> ServerConstraints {
         self.constraints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn fetch_repository(&self, name: &HubRef, told: ProgressSink<'_>) -> Result<FetchedAdapter, FetchError> {
-        let place = self.cache_dir.adapter_path(name);
-        if let Some(fetched) = self.cached(&place, told) {
+    async fn fetch_repository(&self, name: &HubRef, progress: ProgressSink<'_>) -> Result<FetchedAdapter, FetchError> {
+        let path = self.cache_dir.adapter_path(name);
+        if let Some(fetched) = self.cached(&path, progress) {
             return Ok(fetched);
         }
-        let under_way = self.cache_dir.partial_path(name);
-        let _turn = lock_download(&under_way).await?;
-        // Whoever was before us may have brought it.
-        if let Some(fetched) = self.cached(&place, told) {
+        let partial = self.cache_dir.partial_path(name);
+        let _lock = lock_download(&partial).await?;
+        // The previous holder of the lock may have completed the download.
+        if let Some(fetched) = self.cached(&path, progress) {
             return Ok(fetched);
         }
         let manifest = self.resolve_manifest(name).await?;
-        let folder = under_way.join(&manifest.commit);
+        let folder = partial.join(&manifest.commit);
         fs::create_dir_all(&folder).await.map_err(|error| FetchError::disk(&folder, &error))?;
-        self.download(name, &manifest, &folder, told).await?;
+        self.download(name, &manifest, &folder, progress).await?;
         manifest.write(&folder)?;
-        self.cache_dir.install(&folder, &place).map_err(|error| FetchError::disk(&place, &error))?;
-        // Parts of older commits go with it; the next sweep would find them, too.
-        fs::remove_dir_all(&under_way).await.ok();
-        Ok(FetchedAdapter { path: place, commit: Some(manifest.commit) })
+        self.cache_dir.install(&folder, &path).map_err(|error| FetchError::disk(&path, &error))?;
+        // Also removes partial downloads of older commits. If this fails, the next eviction removes them.
+        fs::remove_dir_all(&partial).await.ok();
+        Ok(FetchedAdapter { path, commit: Some(manifest.commit) })
     }
 
-    /// What stands at `place`, if it is whole.
-    fn cached(&self, place: &Path, told: ProgressSink<'_>) -> Option<FetchedAdapter> {
-        let manifest = self.cache_dir.lookup(place)?;
-        told(FetchProgress { bytes: manifest.size(), total_bytes: Some(manifest.size()) });
-        Some(FetchedAdapter { path: place.to_owned(), commit: Some(manifest.commit) })
+    /// Returns the adapter at `path` if it is complete.
+    fn cached(&self, path: &Path, progress: ProgressSink<'_>) -> Option<FetchedAdapter> {
+        let manifest = self.cache_dir.lookup(path)?;
+        progress(FetchProgress { bytes: manifest.size(), total_bytes: Some(manifest.size()) });
+        Some(FetchedAdapter { path: path.to_owned(), commit: Some(manifest.commit) })
     }
 
-    /// What has to come.
+    /// Resolves the revision and lists the files to download.
     async fn resolve_manifest(&self, name: &HubRef) -> Result<Manifest, FetchError> {
         let commit = self.client.resolve_commit(name).await?;
         let files = select_files(&name.to_string(), self.client.list_files(name, &commit).await?)?;
         let manifest = Manifest { source: name.to_string(), commit, files };
-        let (size, largest) = (manifest.size(), self.limits.max_bytes);
-        if size > largest {
+        let (size, max_bytes) = (manifest.size(), self.limits.max_bytes);
+        if size > max_bytes {
             return Err(FetchError::new(
                 FetchReason::TooLarge,
                 format!(
-                    "`{name}` has {size} bytes and {largest} are allowed: give the sidecar a higher --adapter-max-size, \
-                     if this is an adapter"
+                    "`{name}` has {size} bytes, and at most {max_bytes} are allowed: if this is an adapter, raise the \
+                     sidecar's --adapter-max-size"
                 ),
             ));
         }
@@ -129,31 +135,32 @@ impl Hub {
         name: &HubRef,
         manifest: &Manifest,
         folder: &Path,
-        told: ProgressSink<'_>,
+        progress: ProgressSink<'_>,
     ) -> Result<(), FetchError> {
         let total = manifest.size();
         let mut before = 0;
         for file in &manifest.files {
-            let so_far = before;
-            let tell = move |done| told(FetchProgress { bytes: so_far + done, total_bytes: Some(total) });
-            tell(0);
+            let earlier_files = before;
+            let on_progress =
+                move |done| progress(FetchProgress { bytes: earlier_files + done, total_bytes: Some(total) });
+            on_progress(0);
             let download = Download { client: &self.client, name, commit: &manifest.commit, file, folder };
-            let path = download.run(&tell).await?;
-            // What does not pass stays: it is what the hub has, and another try need not bring it again.
+            let path = download.run(&on_progress).await?;
+            // A file that fails the check stays: it is what the hub has, so the next attempt need not download it again.
             self.check_file(name, file, &path).await?;
             before += file.size;
         }
         Ok(())
     }
 
-    /// Whether a file that has come is one that vLLM could use.
+    /// Checks that vLLM could use a downloaded file.
     async fn check_file(&self, name: &HubRef, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
-        let of = name.to_string();
+        let adapter = name.to_string();
         if file.name == CONFIG_FILE {
             let text = fs::read(path).await.map_err(|error| FetchError::disk(path, &error))?;
-            check_config(&of, &text, &self.constraints())?;
+            check_config(&adapter, &text, &self.constraints())?;
         } else if file.name.ends_with(".safetensors") {
-            check_tensors(&of, path)?;
+            check_tensors(&adapter, path)?;
         }
         Ok(())
     }
@@ -167,28 +174,29 @@ impl AdapterSource for Hub {
         }
     }
 
-    fn fetch<'a>(&'a self, source: &'a SourceRef, told: ProgressSink<'a>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a> {
         match source {
-            SourceRef::Hub(name) => Box::pin(self.fetch_repository(name, told)),
-            SourceRef::Path(_) => PathSource.fetch(source, told),
+            SourceRef::Hub(name) => Box::pin(self.fetch_repository(name, progress)),
+            SourceRef::Path(_) => PathSource.fetch(source, progress),
         }
     }
 }
 
-/// The right to work in `under_way`, until it is dropped; whoever has it, here or in another process, is waited for.
-async fn lock_download(under_way: &Path) -> Result<File, FetchError> {
-    let disk = |error: &std::io::Error| FetchError::disk(under_way, error);
+/// Acquires the inter-process lock of the download directory `partial`; waits until it is free. The lock is released when
+/// the file is dropped.
+async fn lock_download(partial: &Path) -> Result<File, FetchError> {
+    let disk = |error: &std::io::Error| FetchError::disk(partial, error);
     loop {
-        fs::create_dir_all(under_way).await.map_err(|error| disk(&error))?;
-        let path = under_way.join("lock");
+        fs::create_dir_all(partial).await.map_err(|error| disk(&error))?;
+        let path = partial.join("lock");
         let lock = match File::options().create(true).truncate(false).write(true).open(&path) {
             Ok(lock) => lock,
-            // Whoever was before us has ended between the two lines.
+            // The previous holder completed its download and removed the directory between the two calls.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(disk(&error)),
         };
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            // The lock of a folder that was removed meanwhile is nobody's.
+            // A lock in a directory that was removed meanwhile excludes no other process.
             Ok(()) if path.exists() => return Ok(lock),
             Ok(()) => {}
             Err(error) if error == rustix::io::Errno::WOULDBLOCK => sleep(LOCK_POLL_INTERVAL).await,

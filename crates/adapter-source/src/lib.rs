@@ -1,15 +1,16 @@
-//! Brings adapters from where they are kept into a folder that vLLM reads.
+//! Downloads adapters from a hub into a directory that vLLM reads.
 //!
-//! - [`source`]: what an entry's `source` is; [`Store`]: the seam, what a place that keeps adapters has to do;
-//! - [`Hub`]: a hub that speaks the interface of Hugging Face's; [`Files`]: paths, which are there already; [`Stores`]
-//!   sends each source to the one that is responsible;
-//! - [`Folder`]: the folder on this machine, what stands in it, and who else uses it; [`cleanup`]: what of that may go.
+//! - [`source`] parses an entry's `source`; [`AdapterSource`] is the trait of everything that provides adapters.
+//! - [`Hub`] downloads from a hub with the API of Hugging Face; [`PathSource`] handles paths, which need no download;
+//!   [`SourceDispatcher`] selects one of the two.
+//! - [`CacheDir`] is the directory of downloaded adapters, which several sidecars can share; [`eviction`] selects the
+//!   adapters to remove from it.
 //!
 //! Invariants:
-//! - What stands at a [`place`](Store::place) is whole: it was checked against the hub's sizes and hashes beside it,
-//!   written to the disk, and renamed into place.
-//! - Nothing is run or unpacked: tensors in `safetensors`, and small texts.
-//! - A token goes to the hub alone, and into no error, log or file.
+//! - An adapter at its [`local_path`](AdapterSource::local_path) is complete: it was checked against the hub's sizes and
+//!   hashes, synced to disk, and then renamed to that path.
+//! - Nothing is executed or unpacked: only `safetensors` and small text files are downloaded.
+//! - A token is sent only to the hub and never appears in an error, log or file.
 
 mod cache_dir;
 mod dispatch;

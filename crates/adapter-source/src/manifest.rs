@@ -1,4 +1,4 @@
-//! What stands beside the files of a fetched adapter: where they came from, and what they should be.
+//! Manifest of a downloaded adapter: its origin, and the sizes and hashes of its files.
 
 use crate::FetchError;
 use serde::{Deserialize, Serialize};
@@ -9,42 +9,41 @@ use std::{
     path::Path,
 };
 
-/// Its name in the adapter's folder. It is written last: a folder without it is not whole.
+/// Name of the manifest in the adapter's directory. It is written last: a directory without it is incomplete.
 pub(crate) const MANIFEST_FILE: &str = ".rollora.json";
 
-/// The manifest of one adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
-    /// The entry's `source`, without `hf://`.
+    /// `source` of the entry, without `hf://`.
     pub(crate) source: String,
-    /// The commit that its revision stood for.
+    /// Commit that the revision resolved to.
     pub(crate) commit: String,
-    /// Every file, with what the hub said of it.
+    /// Every file, with the size and the hash that the hub announced.
     pub(crate) files: Vec<RemoteFile>,
 }
 
-/// One file of a repository.
+/// One file of a repository, as the hub announced it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RemoteFile {
     pub(crate) name: String,
-    /// Bytes.
+    /// Size in bytes.
     pub(crate) size: u64,
     pub(crate) hash: FileHash,
 }
 
-/// How a hub names the content of a file, in hexadecimal digits.
+/// Announced hash of a file, in hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum FileHash {
-    /// A large file's, of its bytes.
+    /// Hash of a large file's bytes (git LFS).
     Sha256(String),
-    /// A small file's: git's name of the blob.
+    /// Git object id (SHA-1) of a small file.
     GitBlob(String),
 }
 
-/// Bytes in hexadecimal digits.
+/// Formats bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut digits = String::with_capacity(2 * bytes.len());
     for byte in bytes {
@@ -55,22 +54,22 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 impl Manifest {
-    /// The manifest of `folder`, if everything that it names is there in its size. Hashes were compared when the files
-    /// came; reading gigabytes again at every start would help nobody.
+    /// Loads the manifest of `folder` if every file that it names exists with its size. Hashes were checked during the
+    /// download; checking them again would read gigabytes at every start.
     pub(crate) fn load_complete(folder: &Path) -> Option<Self> {
         let manifest: Self = serde_json::from_slice(&fs::read(folder.join(MANIFEST_FILE)).ok()?).ok()?;
-        let there = |file: &RemoteFile| {
+        let is_complete = |file: &RemoteFile| {
             fs::metadata(folder.join(&file.name)).is_ok_and(|found| found.is_file() && found.len() == file.size)
         };
-        manifest.files.iter().all(there).then_some(manifest)
+        manifest.files.iter().all(is_complete).then_some(manifest)
     }
 
-    /// Bytes in all.
+    /// Returns the size of all files, in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// Written to the disk, not only to its cache.
+    /// Writes the manifest and syncs it and its directory to disk.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), FetchError> {
         let write = || -> io::Result<()> {
             let mut file = fs::File::create(folder.join(MANIFEST_FILE))?;

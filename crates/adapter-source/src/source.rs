@@ -1,29 +1,29 @@
-//! What the `source` of an entry is, as far as its text tells.
+//! Parser of an entry's `source`, by its text alone.
 
 use std::fmt;
 
-/// Where an adapter comes from.
+/// Reference to the source of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SourceRef {
-    /// A path that vLLM sees, as written.
+    /// Path that vLLM sees, as written.
     Path(String),
-    /// A repository of a hub: `org/name`, `org/name@revision`, or the same behind `hf://`.
+    /// Repository of a hub: `org/name` or `org/name@revision`, optionally after `hf://`.
     Hub(HubRef),
 }
 
-/// A repository of a hub.
+/// Reference to a repository of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HubRef {
-    /// `org/name`.
+    /// Name of the repository, in the form `org/name`.
     pub repository: String,
-    /// A branch, tag or commit; none means the hub's `main`.
+    /// Branch, tag or commit; `None` means the branch `main`.
     pub revision: Option<String>,
 }
 
 impl SourceRef {
-    /// Reads the text of an entry.
+    /// Parses the text of an entry's `source`.
     ///
-    /// A relative path of exactly two parts looks like a hub name and is taken for one.
+    /// A relative path of exactly two parts looks like a hub name and is parsed as one.
     pub fn parse(text: &str) -> Self {
         let (name, marked) = match text.strip_prefix("hf://") {
             Some(name) => (name, true),
@@ -43,7 +43,7 @@ impl SourceRef {
         }
     }
 
-    /// Whether it is a hub's.
+    /// Returns whether the source is a repository of a hub.
     pub fn is_hub(&self) -> bool {
         matches!(self, Self::Hub(_))
     }

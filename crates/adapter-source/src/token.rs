@@ -1,21 +1,21 @@
-//! What a hub wants to see before it gives something private.
+//! Access token of a hub, which private repositories require.
 
 use std::{fmt, io, path::PathBuf};
 
-/// Where the token comes from. Never printed.
+/// Where the token of a hub comes from. Its `Debug` output does not contain the token.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum HubToken {
-    /// Public repositories alone.
+    /// No token: only public repositories can be downloaded.
     #[default]
     None,
-    /// The token itself.
+    /// Value of the token.
     Value(String),
-    /// A file that holds it; read again for every fetch, so a new token needs no restart.
+    /// File that contains the token. It is read again for every request, so a new token needs no restart.
     File(PathBuf),
 }
 
 impl HubToken {
-    /// The token as it is now.
+    /// Returns the current token; `None` if there is none or the file is empty.
     pub(crate) fn read(&self) -> io::Result<Option<String>> {
         let text = match self {
             Self::None => return Ok(None),
@@ -29,9 +29,9 @@ impl HubToken {
 impl fmt::Debug for HubToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => f.write_str("Token::None"),
-            Self::Value(_) => f.write_str("Token::Value(…)"),
-            Self::File(path) => f.debug_tuple("Token::File").field(path).finish(),
+            Self::None => f.write_str("HubToken::None"),
+            Self::Value(_) => f.write_str("HubToken::Value(…)"),
+            Self::File(path) => f.debug_tuple("HubToken::File").field(path).finish(),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What a hub is asked, and what its answers mean.
+//! HTTP client of a hub, and the interpretation of its responses.
 //!
-//! The interface: <https://huggingface.co/docs/hub/api>; `resolve` answers with the file or a redirect to where it
-//! lies. reqwest takes the token off a redirect to another host.
+//! The API is described at <https://huggingface.co/docs/hub/api>; `resolve` responds with the file or redirects to it.
+//! reqwest removes the token when a redirect leads to another host.
 
 use super::HubLimits;
 use crate::{
@@ -19,23 +19,22 @@ use serde::Deserialize;
 use std::{fmt, sync::OnceLock, time::Duration};
 use tokio::time::timeout;
 
-/// A list of files is cut off beyond this: an adapter has a dozen.
+/// Maximum size of a list of files. An adapter has about a dozen.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
-/// In a path of a URL, a revision like `refs/pr/1` is one part.
+/// Characters to escape in a URL's path. A revision like `refs/pr/1` is one segment, so `/` is escaped too.
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Asks one hub.
 pub(super) struct HubClient {
     endpoint: String,
     token: HubToken,
     limits: HubLimits,
-    /// Made for the first fetch: many sidecars never see a hub, and the system's certificates are large.
+    /// Created for the first fetch: many sidecars never use a hub, and the system's certificates need much memory.
     http: OnceLock<reqwest::Client>,
 }
 
 impl fmt::Debug for HubClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("HubClient").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
 
@@ -61,32 +60,33 @@ struct Lfs {
 }
 
 impl HubClient {
-    /// None where `endpoint` is no address.
+    /// Returns `None` if `endpoint` is not a plain `http` or `https` URL.
     pub(super) fn new(endpoint: &str, token: HubToken, limits: HubLimits) -> Option<Self> {
         let url = reqwest::Url::parse(endpoint).ok()?;
         let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
-        let spoken = matches!(url.scheme(), "http" | "https") && url.has_host() && plain;
+        let supported = matches!(url.scheme(), "http" | "https") && url.has_host() && plain;
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        spoken.then_some(Self { endpoint, token, limits, http: OnceLock::new() })
+        supported.then_some(Self { endpoint, token, limits, http: OnceLock::new() })
     }
 
-    /// The commit that the revision of `name` stands for.
+    /// Resolves the revision of `name` to a commit.
     pub(super) async fn resolve_commit(&self, name: &HubRef) -> Result<String, FetchError> {
         let revision = name.revision.as_deref().filter(|revision| !revision.is_empty()).unwrap_or("main");
         let revision = utf8_percent_encode(revision, PATH_SEGMENT);
         let path = format!("/api/models/{}/revision/{revision}", repository_path(name)?);
         let info: RevisionInfo = self.get_json(name, &path).await?.0;
-        // It becomes a name on our disk.
+        // The commit becomes the name of a local directory.
         let plain = !info.sha.is_empty() && info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if plain { Ok(info.sha) } else { Err(self.unexpected_response(name, "a commit without a name")) }
+        if plain { Ok(info.sha) } else { Err(self.unexpected_response(name, "an invalid commit id")) }
     }
 
-    /// Everything at that commit.
+    /// Lists all files of the repository at `commit`.
     pub(super) async fn list_files(&self, name: &HubRef, commit: &str) -> Result<Vec<RemoteFile>, FetchError> {
         let path = format!("/api/models/{}/tree/{commit}?recursive=true", repository_path(name)?);
         let (entries, more): (Vec<TreeEntry>, bool) = self.get_json(name, &path).await?;
         if more {
-            let message = format!("`{name}` has more than a thousand files: an adapter has a repository of its own");
+            let message =
+                format!("`{name}` has more than a thousand files: publish the adapter in a repository of its own");
             return Err(FetchError::new(FetchReason::BadAdapter, message));
         }
         let files = entries.into_iter().filter(|entry| entry.kind == "file");
@@ -98,7 +98,7 @@ impl HubClient {
             .collect())
     }
 
-    /// A file from the byte `from` on; the answer may be the whole of it all the same.
+    /// Requests a file from the byte `from` on. The hub may ignore the range and send the whole file.
     pub(super) async fn open_file(
         &self,
         name: &HubRef,
@@ -110,7 +110,7 @@ impl HubClient {
         self.get(name, &format!("/{}/resolve/{commit}/{file}", repository_path(name)?), from).await
     }
 
-    /// The next bytes of an answer; none at its end.
+    /// Returns the next bytes of a response; `None` at its end.
     pub(super) async fn next_chunk(
         &self,
         name: &HubRef,
@@ -119,11 +119,11 @@ impl HubClient {
         match timeout(self.limits.stall_timeout, response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
             Ok(Err(error)) => Err(self.unreachable(name, &format!("the connection broke: {}", root_cause(&error)))),
-            Err(_) => Err(self.unreachable(name, &format!("nothing came for {:?}", self.limits.stall_timeout))),
+            Err(_) => Err(self.unreachable(name, &format!("no data for {:?}", self.limits.stall_timeout))),
         }
     }
 
-    /// An answer of JSON, and whether there is another page of it.
+    /// Requests a JSON document. Also returns whether there is another page of it.
     async fn get_json<T: for<'a> Deserialize<'a>>(&self, name: &HubRef, path: &str) -> Result<(T, bool), FetchError> {
         let mut response = self.get(name, path, 0).await?;
         let more = response
@@ -135,14 +135,11 @@ impl HubClient {
         while let Some(chunk) = self.next_chunk(name, &mut response).await? {
             body.extend_from_slice(chunk.as_ref());
             if body.len() > MAX_RESPONSE_BYTES {
-                return Err(self.unexpected_response(name, "an answer of more than 4 MiB"));
+                return Err(self.unexpected_response(name, "a response of more than 4 MiB"));
             }
         }
-        let read = serde_json::from_slice(&body);
-        Ok((
-            read.map_err(|error| self.unexpected_response(name, &format!("an answer that cannot be read ({error})")))?,
-            more,
-        ))
+        let parsed = serde_json::from_slice(&body);
+        Ok((parsed.map_err(|error| self.unexpected_response(name, &format!("an invalid response ({error})")))?, more))
     }
 
     async fn get(&self, name: &HubRef, path: &str, from: u64) -> Result<Response, FetchError> {
@@ -157,9 +154,7 @@ impl HubClient {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.unreachable(name, &root_cause(&error))),
             Err(_) => {
-                return Err(
-                    self.unreachable(name, &format!("it did not answer within {:?}", self.limits.stall_timeout))
-                );
+                return Err(self.unreachable(name, &format!("no response within {:?}", self.limits.stall_timeout)));
             }
         };
         if response.status().is_success() { Ok(response) } else { Err(self.status_error(name, &response)) }
@@ -167,12 +162,12 @@ impl HubClient {
 
     fn authorization(&self) -> Result<Option<HeaderValue>, FetchError> {
         let unusable = |what: &str| {
-            FetchError::new(FetchReason::HubUnauthorized, format!("the token of the hub {what}: write it on one line"))
+            FetchError::new(FetchReason::HubUnauthorized, format!("the hub's token {what}: write it on one line"))
         };
         let token = self.token.read().map_err(|error| unusable(&format!("cannot be read ({error})")))?;
         let header = |token: String| {
             let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| unusable("holds characters that cannot be sent"))?;
+                .map_err(|_| unusable("contains characters that cannot be sent"))?;
             value.set_sensitive(true);
             Ok(value)
         };
@@ -184,10 +179,10 @@ impl HubClient {
             return Ok(http);
         }
         if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Programs install it first thing; losing the race against another thread means that it is installed.
+            // Our programs install a provider at startup. The call fails only if another thread installed one meanwhile.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
-        // What the endpoint has as TLS stays so on every way that it leads.
+        // If the endpoint uses TLS, no redirect may lead to plain HTTP.
         let strict = self.endpoint.starts_with("https://");
         let built = reqwest::Client::builder()
             .connect_timeout(self.limits.connect_timeout)
@@ -208,33 +203,36 @@ impl HubClient {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (
                 FetchReason::HubUnauthorized,
                 format!(
-                    "{hub} does not give `{name}` to us ({status}): is the name right, and may the token of HF_TOKEN or \
-                     --hf-token-file read it?"
+                    "{hub} denied access to `{name}` ({status}): check the name, and that the token in HF_TOKEN or \
+                     --hf-token-file may read it"
                 ),
             ),
             StatusCode::NOT_FOUND => (
                 FetchReason::HubNotFound,
-                format!("{hub} has no `{name}` (404): is the name right, and the revision behind the @?"),
+                format!("{hub} has no `{name}` (404): check the name, and the revision after the @"),
             ),
             StatusCode::TOO_MANY_REQUESTS => (
                 FetchReason::HubRateLimited,
-                format!("{hub} asks for patience (429) about `{name}`: it is tried again"),
+                format!("{hub} limits the rate of requests (429) for `{name}`: the download is retried"),
             ),
             status => (
                 FetchReason::HubError,
-                format!("{hub} answered {status} about `{name}`: it is tried again; if it stays so, ask its operators"),
+                format!(
+                    "{hub} responded {status} for `{name}`: the download is retried; if this persists, ask the hub's operators"
+                ),
             ),
         };
-        let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        // Nobody is left alone for longer than an hour by one answer.
-        let retry_after = asked.map(|seconds: u64| Duration::from_secs(seconds.min(3600)));
+        let requested = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        // One response delays the next attempt by an hour at most.
+        let retry_after = requested.map(|seconds: u64| Duration::from_secs(seconds.min(3600)));
         FetchError { retry_after, ..FetchError::new(reason, message) }
     }
 
     fn unreachable(&self, name: &HubRef, detail: &str) -> FetchError {
         let hub = &self.endpoint;
         let message = format!(
-            "{hub} did not bring `{name}` ({detail}): it goes on from there; is the hub reachable from this pod?"
+            "the download of `{name}` from {hub} failed ({detail}): the next attempt resumes it; check that the hub is \
+             reachable from this pod"
         );
         FetchError::new(FetchReason::HubUnreachable, message)
     }
@@ -243,12 +241,12 @@ impl HubClient {
         let hub = &self.endpoint;
         FetchError::new(
             FetchReason::HubError,
-            format!("{hub} gave {detail} about `{name}`: is this the address of a hub (HF_ENDPOINT)?"),
+            format!("{hub} sent {detail} for `{name}`: check that HF_ENDPOINT is the URL of a hub"),
         )
     }
 }
 
-/// The repository, as part of a URL.
+/// Returns the repository as part of a URL's path, or an error if it is not a valid name.
 fn repository_path(name: &HubRef) -> Result<&str, FetchError> {
     let plain = |part: &str| {
         let letters = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
@@ -258,7 +256,9 @@ fn repository_path(name: &HubRef) -> Result<&str, FetchError> {
         Some((organisation, repository)) if plain(organisation) && plain(repository) => Ok(&name.repository),
         _ => Err(FetchError::new(
             FetchReason::HubNotFound,
-            format!("`{name}` is no name of a repository: write it like my-org/my-adapter, or my-org/my-adapter@v1"),
+            format!(
+                "`{name}` is not the name of a repository: write it like my-org/my-adapter, or my-org/my-adapter@v1"
+            ),
         )),
     }
 }

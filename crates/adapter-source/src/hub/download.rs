@@ -1,4 +1,4 @@
-//! One file: from where the last try stopped to its end, hashed as it comes.
+//! Download of one file: resumes where the last attempt stopped, and hashes the bytes as they arrive.
 
 use super::client::HubClient;
 use crate::{
@@ -17,10 +17,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
 };
 
-/// So much is read at once of what is there already.
+/// Size of the reads of a partial file.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// One file to bring.
 pub(super) struct Download<'a> {
     pub(super) client: &'a HubClient,
     pub(super) name: &'a HubRef,
@@ -30,11 +29,11 @@ pub(super) struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Brings it, and says where it is. `tell` hears how many bytes are there.
+    /// Downloads the file and returns its path. Calls `on_progress` with the number of bytes on disk.
     pub(super) async fn run(&self, on_progress: &(dyn Fn(u64) + Send + Sync)) -> Result<PathBuf, FetchError> {
         let path = self.folder.join(&self.file.name);
         if fs::metadata(&path).await.is_ok_and(|found| found.len() == self.file.size) {
-            // Renamed when it was whole and compared.
+            // The file got this name only after its hash was checked.
             return Ok(path);
         }
         let part = self.folder.join(format!("{}.part", self.file.name));
@@ -56,7 +55,7 @@ impl Download<'_> {
                 let chunk = chunk.as_ref();
                 done += chunk.len() as u64;
                 if done > self.file.size {
-                    return Err(self.discard_corrupt(&part, "it has more bytes than were announced").await);
+                    return Err(self.discard_corrupt(&part, "it has more bytes than announced").await);
                 }
                 hasher.update(chunk);
                 out.write_all(chunk).await.map_err(|error| disk(&error))?;
@@ -65,10 +64,10 @@ impl Download<'_> {
             out.flush().await.map_err(|error| disk(&error))?;
         }
         if done < self.file.size {
-            return Err(self.discard_corrupt(&part, "it has fewer bytes than were announced").await);
+            return Err(self.discard_corrupt(&part, "it has fewer bytes than announced").await);
         }
         if !hasher.matches() {
-            return Err(self.discard_corrupt(&part, "its bytes are not those that were announced").await);
+            return Err(self.discard_corrupt(&part, "its hash differs from the announced one").await);
         }
         out.sync_all().await.map_err(|error| disk(&error))?;
         fs::rename(&part, &path).await.map_err(|error| disk(&error))?;
@@ -82,30 +81,30 @@ impl Download<'_> {
         Ok(0)
     }
 
-    /// What came is useless: the next try begins from nothing.
+    /// Deletes a corrupt partial file, so that the next attempt starts from the beginning.
     async fn discard_corrupt(&self, part: &Path, what: &str) -> FetchError {
         fs::remove_file(part).await.ok();
         let (file, name) = (&self.file.name, self.name);
-        FetchError::new(FetchReason::Corrupt, format!("{file} of `{name}` came wrong: {what}; it is fetched again"))
+        FetchError::new(FetchReason::Corrupt, format!("{file} of `{name}` is corrupt: {what}; it is downloaded again"))
     }
 }
 
-/// Takes in what an earlier try left; how much that is. The file stands at its end afterwards.
+/// Hashes the bytes that an earlier attempt left and returns their number. Leaves the file positioned at its end.
 async fn hash_existing(file: &mut File, hasher: &mut ContentHasher) -> std::io::Result<u64> {
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut there = 0;
+    let mut existing = 0;
     loop {
         match file.read(&mut buffer).await? {
-            0 => return Ok(there),
+            0 => return Ok(existing),
             read => {
                 hasher.update(buffer.get(..read).unwrap_or_default());
-                there += read as u64;
+                existing += read as u64;
             }
         }
     }
 }
 
-/// The hash of a file as it comes, and what it should be.
+/// Hash of the bytes so far, and the announced hash.
 struct ContentHasher {
     state: HashState,
     expected: String,
@@ -121,7 +120,7 @@ impl ContentHasher {
         match announced {
             FileHash::Sha256(digits) => Self { state: HashState::Sha256(Sha256::new()), expected: digits.clone() },
             FileHash::GitBlob(digits) => {
-                // Git hashes a blob with its kind and size before it.
+                // Git prepends the kind and the size of a blob to its content.
                 let hasher = Sha1::new_with_prefix(format!("blob {size}\0"));
                 Self { state: HashState::GitBlob(hasher), expected: digits.clone() }
             }

@@ -1,4 +1,4 @@
-//! A local server that speaks a hub's endpoints, and misbehaves as it is told to.
+//! Fake hub: a local server with a hub's endpoints and configurable faults.
 
 use axum::{
     Router,
@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// The commit of everything.
+/// Commit that every revision resolves to.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// One file of the repository `org/name`.
@@ -24,29 +24,30 @@ pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub(crate) struct RepositoryFile {
     pub name: String,
     pub content: Vec<u8>,
-    /// Told as a large file, with a SHA-256.
+    /// Announced as a large file, with a SHA-256.
     pub large: bool,
-    /// What is announced in the place of the truth.
+    /// Announced size, if it differs from the real one.
     pub size: Option<usize>,
+    /// Announced hash, if it differs from the real one.
     pub hash: Option<String>,
 }
 
-/// What goes wrong.
+/// Fault that the fake hub injects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum HubFault {
     #[default]
     None,
-    /// Every answer has this status.
+    /// Every response has this status.
     Status(u16),
-    /// Weights end after so many bytes, as if the connection broke.
+    /// The connection breaks after this many bytes of the weights.
     Cut(usize),
-    /// Weights stop coming after so many bytes.
+    /// No more bytes are sent after this many bytes of the weights.
     Stall(usize),
-    /// Weights are to be had at the other listener.
+    /// Requests for weights are redirected to the second listener.
     Redirect,
 }
 
-/// What was asked: the path, the range, whether a token came along, and at which listener.
+/// A recorded request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HubRequest {
     pub path: String,
@@ -55,7 +56,6 @@ pub(crate) struct HubRequest {
     pub on_redirect_target: bool,
 }
 
-/// The hub.
 #[derive(Debug)]
 pub(crate) struct FakeHub {
     pub endpoint: String,
@@ -72,21 +72,21 @@ struct FakeHubState {
 }
 
 impl FakeHub {
-    /// Starts one with an adapter of rank 8 in it.
+    /// Starts a hub that contains one adapter of rank 8.
     pub(crate) async fn start() -> Self {
         let shared = Arc::new(FakeHubState::default());
         *shared.files.lock().unwrap() = adapter_files(8);
         let mut tasks = JoinSet::new();
-        let mut serve = async |elsewhere: bool| {
+        let mut serve = async |on_redirect_target: bool| {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
             let address = listener.local_addr().unwrap();
-            let state = (Arc::clone(&shared), elsewhere);
+            let state = (Arc::clone(&shared), on_redirect_target);
             let app = Router::new().fallback(respond).with_state(state);
             tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
             address
         };
-        let (address, elsewhere) = (serve(false).await, serve(true).await);
-        *shared.redirect_target.lock().unwrap() = Some(elsewhere);
+        let (address, redirect_target) = (serve(false).await, serve(true).await);
+        *shared.redirect_target.lock().unwrap() = Some(redirect_target);
         Self { endpoint: format!("http://{address}"), shared, _tasks: tasks }
     }
 
@@ -103,7 +103,7 @@ impl FakeHub {
     }
 }
 
-/// The files of an adapter, and two that must not be taken.
+/// The files of an adapter, and three files that must not be downloaded.
 pub(crate) fn adapter_files(rank: u32) -> Vec<RepositoryFile> {
     let config = format!(r#"{{"peft_type":"LORA","r":{rank},"base_model_name_or_path":"org/base"}}"#);
     let item = |name: &str, content: Vec<u8>, large| RepositoryFile {
@@ -123,7 +123,7 @@ pub(crate) fn adapter_files(rank: u32) -> Vec<RepositoryFile> {
     ]
 }
 
-/// A file of safetensors with one tensor of so many bytes.
+/// A safetensors file with one tensor of `bytes` bytes.
 pub(crate) fn tensors(bytes: usize) -> Vec<u8> {
     let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[0,{bytes}]}}}}"#);
     let mut file = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
@@ -132,7 +132,11 @@ pub(crate) fn tensors(bytes: usize) -> Vec<u8> {
     file
 }
 
-async fn respond(State((shared, elsewhere)): State<(Arc<FakeHubState>, bool)>, uri: Uri, request: Request) -> Response {
+async fn respond(
+    State((shared, on_redirect_target)): State<(Arc<FakeHubState>, bool)>,
+    uri: Uri,
+    request: Request,
+) -> Response {
     let text = |headers: &HeaderMap, name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let headers = request.headers();
     let (range, token) = (text(headers, header::RANGE), text(headers, header::AUTHORIZATION));
@@ -141,7 +145,7 @@ async fn respond(State((shared, elsewhere)): State<(Arc<FakeHubState>, bool)>, u
         path: path.clone(),
         range: range.clone(),
         token,
-        on_redirect_target: elsewhere,
+        on_redirect_target,
     });
     let fault = *shared.fault.lock().unwrap();
     if let HubFault::Status(status) = fault {
@@ -158,7 +162,7 @@ async fn respond(State((shared, elsewhere)): State<(Arc<FakeHubState>, bool)>, u
     let items = shared.files.lock().unwrap().clone();
     let found = path.strip_prefix(&prefix).and_then(|name| items.iter().find(|item| item.name == name));
     let Some(item) = found else { return StatusCode::NOT_FOUND.into_response() };
-    if fault == HubFault::Redirect && item.large && !elsewhere {
+    if fault == HubFault::Redirect && item.large && !on_redirect_target {
         let to = shared.redirect_target.lock().unwrap().unwrap();
         return (StatusCode::FOUND, [(header::LOCATION, format!("http://{to}{path}"))]).into_response();
     }
@@ -175,14 +179,14 @@ async fn respond(State((shared, elsewhere)): State<(Arc<FakeHubState>, bool)>, u
     (status, [(header::CONTENT_LENGTH, length.to_string())], body).into_response()
 }
 
-/// Some bytes, and then the end of the connection or nothing at all.
+/// A body that sends `bytes` and then stalls or breaks the connection.
 fn broken_body(bytes: Bytes, stall: bool) -> Body {
     Body::from_stream(futures_util::stream::unfold(Some(bytes), move |left| async move {
         match left {
             Some(bytes) => Some((Ok(bytes), None)),
             None if stall => std::future::pending().await,
             None => {
-                // What came before is written out while this waits; an error at once would take it along.
+                // Lets the server write the bytes first; an immediate error would discard them.
                 tokio::task::yield_now().await;
                 Some((Err(std::io::Error::other("cut")), None))
             }

@@ -50,7 +50,8 @@ impl RewriteRule {
         if self.matches.is_empty() {
             return vec![None];
         }
-        let is_exact = |rule_match: &&RewriteMatch| rule_match.model.type_.as_deref().is_none_or(|kind| kind == "Exact");
+        let is_exact =
+            |rule_match: &&RewriteMatch| rule_match.model.type_.as_deref().is_none_or(|kind| kind == "Exact");
         let models: BTreeSet<&str> =
             self.matches.iter().filter(is_exact).map(|exact| exact.model.value.as_str()).collect();
         models.into_iter().map(Some).collect()

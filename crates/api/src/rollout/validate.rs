@@ -78,7 +78,11 @@ fn check_references(spec: &RolloutSpec, errors: &mut FieldErrors) {
     let kind = pool.kind.as_deref().is_none_or(|kind| (1..=63).contains(&length(kind)));
     errors.require(kind, "spec.poolRef.kind", "write 1 to 63 characters");
     let key = spec.adapters_ref.key != crate::names::DIRECTIVES_KEY;
-    errors.require(key, "spec.adaptersRef.key", "`rollora.yaml` is reserved for Rollora: name the key of your adapters file");
+    errors.require(
+        key,
+        "spec.adaptersRef.key",
+        "`rollora.yaml` is reserved for Rollora: name the key of your adapters file",
+    );
 }
 
 fn check_adapter(spec: &RolloutSpec, errors: &mut FieldErrors) {

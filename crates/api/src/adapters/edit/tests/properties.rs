@@ -105,17 +105,7 @@ fn any_file() -> impl Strategy<Value = FileShape> {
     (filled_list(), any_list(), 1..5_usize, 0..5_usize, any::<[bool; 5]>()).prop_map(
         |(exist, not_exist, key_step, dash_step, flags)| {
             let [not_exist_first, keys_between, crlf, final_newline, bom] = flags;
-            FileShape {
-                exist,
-                not_exist,
-                not_exist_first,
-                key_step,
-                dash_step,
-                keys_between,
-                crlf,
-                final_newline,
-                bom,
-            }
+            FileShape { exist, not_exist, not_exist_first, key_step, dash_step, keys_between, crlf, final_newline, bom }
         },
     )
 }
