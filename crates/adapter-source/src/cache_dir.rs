@@ -1,4 +1,5 @@
-//! The directory of downloaded adapters that vLLM reads: one subdirectory for each adapter, and one for partial downloads.
+//! The directory of downloaded adapters that vLLM reads: one subdirectory for each adapter, and one for partial
+//! downloads.
 //!
 //! Each process that uses the directory holds a shared lock on it. Only a process that is alone there removes adapters,
 //! because it cannot know which adapters the server of another sidecar has registered.
@@ -62,8 +63,8 @@ impl CacheDir {
         open().map_err(|source| CacheDirError { path: path.to_owned(), source })
     }
 
-    /// Returns the path of a downloaded adapter. The readable name replaces all characters but letters, digits, `.`, `-`
-    /// and `_` by a dash; the hash at its end distinguishes names that this makes equal.
+    /// Returns the path of a downloaded adapter. The readable name replaces all characters but letters, digits, `.`,
+    /// `-` and `_` by a dash; the hash at its end distinguishes names that this makes equal.
     pub(crate) fn adapter_path(&self, name: &HubRef) -> PathBuf {
         self.path.join(dir_name(name))
     }
@@ -73,8 +74,8 @@ impl CacheDir {
         self.path.join(PARTIAL_DIR).join(dir_name(name))
     }
 
-    /// Returns the manifest of the adapter at `path` if it is complete. Marks it as in use now, so that an eviction that
-    /// has already selected it keeps it.
+    /// Returns the manifest of the adapter at `path` if it is complete. Marks it as in use now, so that an eviction
+    /// that has already selected it keeps it.
     pub(crate) fn lookup(&self, path: &Path) -> Option<Manifest> {
         let _guard = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let manifest = Manifest::load_complete(path)?;

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use std::{cmp::Reverse, collections::BTreeSet, path::PathBuf, time::Duration};
 
-/// An adapter that was in use within this time stays, whatever its size. When vLLM has evicted an adapter from memory, a
-/// request that still runs reads its files again, and the engine crashes if they are missing.
+/// An adapter that was in use within this time stays, whatever its size. When vLLM has evicted an adapter from memory,
+/// a request that still runs reads its files again, and the engine crashes if they are missing.
 pub const MIN_RETENTION: Duration = Duration::from_hours(1);
 
 /// How long and how many unused adapters are kept.
@@ -27,8 +27,8 @@ pub struct CachedAdapter {
     pub last_wanted: Timestamp,
 }
 
-/// Selects the directories to remove: those unused for longer than the retention, and then the longest unused ones until
-/// the rest fits `max_bytes`. Never selects one of `protected`, nor one used within [`MIN_RETENTION`].
+/// Selects the directories to remove: those unused for longer than the retention, and then the longest unused ones
+/// until the rest fits `max_bytes`. Never selects one of `protected`, nor one used within [`MIN_RETENTION`].
 pub fn select_evictions(
     cached: &[CachedAdapter],
     protected: &BTreeSet<PathBuf>,

@@ -146,7 +146,8 @@ impl Hub {
             on_progress(0);
             let download = Download { client: &self.client, name, commit: &manifest.commit, file, folder };
             let path = download.run(&on_progress).await?;
-            // A file that fails the check stays: it is what the hub has, so the next attempt need not download it again.
+            // A file that fails the check stays: it is what the hub has, so the next attempt need not download it
+            // again.
             self.check_file(name, file, &path).await?;
             before += file.size;
         }
@@ -182,8 +183,8 @@ impl AdapterSource for Hub {
     }
 }
 
-/// Acquires the inter-process lock of the download directory `partial`; waits until it is free. The lock is released when
-/// the file is dropped.
+/// Acquires the inter-process lock of the download directory `partial`; waits until it is free. The lock is released
+/// when the file is dropped.
 async fn lock_download(partial: &Path) -> Result<File, FetchError> {
     let disk = |error: &std::io::Error| FetchError::disk(partial, error);
     loop {

@@ -7,8 +7,8 @@
 //!   adapters to remove from it.
 //!
 //! Invariants:
-//! - An adapter at its [`local_path`](AdapterSource::local_path) is complete: it was checked against the hub's sizes and
-//!   hashes, synced to disk, and then renamed to that path.
+//! - An adapter at its [`local_path`](AdapterSource::local_path) is complete: it was checked against the hub's sizes
+//!   and hashes, synced to disk, and then renamed to that path.
 //! - Nothing is executed or unpacked: only `safetensors` and small text files are downloaded.
 //! - A token is sent only to the hub and never appears in an error, log or file.
 

@@ -28,7 +28,7 @@ pub(crate) struct Manifest {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RemoteFile {
     pub(crate) name: String,
-    /// Size in bytes.
+    /// Announced size in bytes.
     pub(crate) size: u64,
     pub(crate) hash: FileHash,
 }

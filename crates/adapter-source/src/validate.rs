@@ -1,7 +1,7 @@
 //! Validation of a downloaded LoRA adapter: its files, its configuration, and the header of its tensors.
 //!
-//! The formats are PEFT's `adapter_config.json` and safetensors: a length of eight bytes, little endian; a JSON header of
-//! that length; then the bytes of the tensors, with offsets that count from the end of the header.
+//! The formats are PEFT's `adapter_config.json` and safetensors: a length of eight bytes, little endian; a JSON header
+//! of that length; then the bytes of the tensors, with offsets that count from the end of the header.
 
 use crate::{FetchError, FetchReason, manifest::RemoteFile};
 use serde::Deserialize;
@@ -43,8 +43,8 @@ pub struct ServerConstraints {
     pub base_models: Vec<String>,
 }
 
-/// Selects the files of a repository that an adapter needs. Selects by exact name, so that no file in a subdirectory and
-/// no path outside of the repository is ever included.
+/// Selects the files of a repository that an adapter needs. Selects by exact name, so that no file in a subdirectory
+/// and no path outside of the repository is ever included.
 pub(crate) fn select_files(adapter: &str, all: Vec<RemoteFile>) -> Result<Vec<RemoteFile>, FetchError> {
     let pickles: Vec<_> = all.iter().filter(|file| is_pickle(&file.name)).map(|file| file.name.clone()).collect();
     let is_needed =
@@ -120,8 +120,8 @@ pub(crate) fn check_config(adapter: &str, text: &[u8], constraints: &ServerConst
         return Err(FetchError::new(
             FetchReason::RankTooHigh,
             format!(
-                "`{adapter}` has rank {highest} and vLLM takes at most {max}: start vLLM with --max-lora-rank {highest}, \
-                 or train with a lower rank"
+                "`{adapter}` has rank {highest} and vLLM takes at most {max}: start vLLM with --max-lora-rank \
+                 {highest}, or train with a lower rank"
             ),
         ));
     }
@@ -132,8 +132,8 @@ pub(crate) fn check_config(adapter: &str, text: &[u8], constraints: &ServerConst
     {
         let served = constraints.base_models.join(", ");
         tracing::warn!(
-            "the configuration of `{adapter}` names the base model {base}, and this server has {served}: check that they \
-             are the same model"
+            "the configuration of `{adapter}` names the base model {base}, and this server has {served}: check that \
+             they are the same model"
         );
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The adapters file (`vLLMLoRAConfig`): which adapters a vLLM server must have loaded and which it must not. The format
-//! is that of lora-syncer. The file is either plain or wrapped in its ConfigMap.
+//! The adapters file (`vLLMLoRAConfig`): which adapters a vLLM server must have loaded and which it must not. The
+//! format is that of lora-syncer. The file is either plain or wrapped in its ConfigMap.
 
 pub mod edit;
 mod parse;
@@ -50,7 +50,7 @@ pub struct AdapterEntry {
     pub required: bool,
 }
 
-/// Hash of an adapters file and of the operator's key `rollora.yaml` next to it: 16 hexadecimal digits.
+/// Hash of an adapters file and of the key `rollora.yaml` next to it: 16 hexadecimal digits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(transparent)]
@@ -67,14 +67,14 @@ impl fmt::Display for ContentHash {
 pub struct DesiredAdapters {
     /// Adapters file of the user.
     pub file: AdaptersFile,
-    /// Content of the operator's key `rollora.yaml`; `None` if no operator manages this file.
+    /// Content of the key `rollora.yaml`; `None` if no operator manages this file.
     pub directives: Option<OperatorDirectives>,
     /// Hash of the file and of the directives, see [`content_hash`].
     pub hash: ContentHash,
 }
 
-/// Computes the hash of the user's text and of the operator's key as written in the ConfigMap: the first 16 hexadecimal
-/// digits of SHA-256.
+/// Computes the hash of the user's text and of the key `rollora.yaml` as written in the ConfigMap: the first 16
+/// hexadecimal digits of SHA-256.
 pub fn content_hash(user_text: &str, directives_text: Option<&str>) -> ContentHash {
     use sha2::{Digest, Sha256};
     let mut hasher = Sha256::new();

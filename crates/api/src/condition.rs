@@ -32,7 +32,7 @@ pub struct Condition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum ConditionStatus {
-    /// The condition holds.
+    /// The condition holds at the observed generation.
     True,
     /// The condition does not hold.
     False,
@@ -103,11 +103,11 @@ pub mod reason {
     pub const PAUSE_STEP: &str = "PauseStep";
     /// The current step is a pause without a duration, which waits for `promote`.
     pub const AWAITING_PROMOTION: &str = "AwaitingPromotion";
-    /// `spec.paused` is true.
+    /// `spec.paused` is true, which stops steps and cleanup.
     pub const PAUSED: &str = "Paused";
     /// A Ready server lost the adapter; its weight is 0 until it is back.
     pub const RESIDENCY_LOST: &str = "ResidencyLost";
-    /// The steps advance.
+    /// The rollout advances through its steps.
     pub const PROGRESSING: &str = "Progressing";
     /// The desired adapter has 100 % of the traffic.
     pub const SUCCEEDED: &str = "Succeeded";

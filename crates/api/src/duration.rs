@@ -6,8 +6,8 @@ use std::{fmt, time::Duration};
 /// Regular expression of a duration, from GEP-2257.
 pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
-/// Duration that is parsed and formatted as in the Gateway API. Range: 0 to about 11 years, the longest duration that can
-/// be written with one number per unit.
+/// Duration that is parsed and formatted as in the Gateway API. Range: 0 to about 11 years, the longest duration that
+/// can be written with one number per unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GatewayDuration(Duration);

@@ -1,5 +1,5 @@
-//! Names: newtypes that are validated once at the edge, and the annotations, labels, headers and ports that all programs
-//! share.
+//! Names: newtypes that are validated once at the edge, and the annotations, labels, headers and ports that all
+//! programs share.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -24,7 +24,7 @@ pub const ROUTER_POOL_LABEL: &str = "rollora.dev/router-for";
 pub const ROUTER_NAMESPACE_ANNOTATION: &str = "rollora.dev/router-for-namespace";
 /// Annotation of a router pod: the port that serves `/rules`. Defaults to [`ROUTER_PORT`].
 pub const ROUTER_PORT_ANNOTATION: &str = "rollora.dev/router-port";
-/// Default of [`ROUTER_PORT_ANNOTATION`].
+/// Default port of a router, see [`ROUTER_PORT_ANNOTATION`].
 pub const ROUTER_PORT: u16 = 9090;
 /// Label of a pod with sidecars, with any value. The operator queries these sidecars before an adapter leaves the
 /// ConfigMap that they read, whichever pool the pod belongs to, if any.
@@ -34,7 +34,7 @@ pub const SIDECAR_LABEL: &str = "rollora.dev/sidecar";
 pub const ADAPTERS_ANNOTATION: &str = "rollora.dev/adapters";
 /// Annotation of a pod with a sidecar: the port that serves `/status`. Defaults to [`SIDECAR_PORT`].
 pub const SIDECAR_PORT_ANNOTATION: &str = "rollora.dev/sidecar-port";
-/// Default of [`SIDECAR_PORT_ANNOTATION`].
+/// Default port of a sidecar, see [`SIDECAR_PORT_ANNOTATION`].
 pub const SIDECAR_PORT: u16 = 8080;
 /// Key of the adapters ConfigMap that the operator owns, see [`crate::operator_directives`].
 pub const DIRECTIVES_KEY: &str = "rollora.yaml";

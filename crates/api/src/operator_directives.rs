@@ -50,7 +50,7 @@ pub enum Admission {
 /// Error of a key `rollora.yaml` that cannot be parsed. The operator then overwrites the key; a sidecar keeps the last
 /// valid one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the operator's key `rollora.yaml`, line {line}: {message}")]
+#[error("cannot parse the key `rollora.yaml`, line {line}: {message}")]
 pub struct DirectivesError {
     /// Line of the error, from 1; 1 if it is not known.
     pub line: usize,
@@ -111,7 +111,7 @@ impl OperatorDirectives {
     }
 }
 
-const HEADER: &str = "# Written by Rollora for its sidecars: changes made here are undone.\n";
+const HEADER: &str = "# Written by Rollora for its sidecars: manual changes are overwritten.\n";
 
 fn yaml_list(name: &str, items: &[String]) -> String {
     if items.is_empty() {
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn yaml_is_sorted_and_quoted() {
         insta::assert_snapshot!(example_directives().to_yaml(), @r##"
-        # Written by Rollora for its sidecars: changes made here are undone.
+        # Written by Rollora for its sidecars: manual changes are overwritten.
         managed:
         - "a \"quoted\" id"
         - "small-segment-lora-v*"

@@ -47,7 +47,7 @@ impl RewriteGroup {
     }
 }
 
-/// One rewrite object.
+/// One InferenceModelRewrite object of either API group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceModelRewrite {

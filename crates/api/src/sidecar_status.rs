@@ -19,7 +19,7 @@ pub struct SidecarStatus {
     pub server: Option<ServerIdentity>,
     /// Whether requests may be sent to the server, and why.
     pub readiness: ReadinessStatus,
-    /// Active adapters file.
+    /// Adapters file that is active, and the error of a newer one.
     pub config: ConfigStatus,
     /// Base models that the server lists in `/v1/models`.
     #[serde(default)]
@@ -96,15 +96,15 @@ impl Default for ReadinessStatus {
     }
 }
 
-/// Active adapters file of the sidecar.
+/// Adapters file that is active in a sidecar, and the error of a newer one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigStatus {
-    /// Hash of the active content: the user's file and the operator's key `rollora.yaml` together. Null before the first
+    /// Hash of the active content: the user's file and the key `rollora.yaml` together. Null before the first
     /// valid content.
     pub hash: Option<ContentHash>,
-    /// Whether the operator's key `rollora.yaml` is present.
+    /// Whether the key `rollora.yaml` is present.
     pub operator_directives: bool,
     /// Why newer content is not active. The last valid content stays active meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,8 +138,8 @@ pub struct AdapterStatus {
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub next_try: Option<jiff::Timestamp>,
     /// When a request last used the adapter, according to vLLM's metrics, which show requests that generate two or more
-    /// tokens. This is the time at which the sidecar read the metrics that showed the use, by the sidecar's clock, so it
-    /// is never earlier than the use.
+    /// tokens. This is the time at which the sidecar read the metrics that showed the use, by the sidecar's clock, so
+    /// it is never earlier than the use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub last_used: Option<jiff::Timestamp>,

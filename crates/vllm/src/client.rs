@@ -89,7 +89,7 @@ impl VllmClient {
             .pool_max_idle_per_host(2)
             .http1_only()
             .redirect(redirect::Policy::none())
-            // The server runs in the same pod: proxy settings of the environment do not apply to it.
+            // The server is in the cluster or on this machine: proxy settings of the environment are not for it.
             .no_proxy();
         let tls_error = |detail: String| VllmClientError::Tls { endpoint: endpoint.base_url().to_owned(), detail };
         let builder = match (endpoint.is_https(), &endpoint.tls().ca_bundle) {

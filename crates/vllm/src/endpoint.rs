@@ -140,8 +140,8 @@ impl Endpoint {
         &self.tls
     }
 
-    /// Returns the URL of a request. Uses the configured server name as host, if there is one, so that the certificate is
-    /// verified for that name.
+    /// Returns the URL of a request. Uses the configured server name as host, if there is one, so that the certificate
+    /// is verified for that name.
     pub(crate) fn url(&self, path: &str) -> String {
         let mut url = self.base_url.clone();
         if let Some(name) = self.tls.server_name.as_ref().filter(|_| self.is_https()) {

@@ -197,8 +197,8 @@ impl VllmError {
         )
     }
 
-    /// Returns whether a person must change something (a flag of the server, the adapter's files, a key) before the call
-    /// can succeed.
+    /// Returns whether a person must change something (a flag of the server, the adapter's files, a key) before the
+    /// call can succeed.
     pub fn needs_intervention(&self) -> bool {
         matches!(
             self,

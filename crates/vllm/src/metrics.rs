@@ -1,8 +1,8 @@
 //! Parser of the few series of vLLM's `/metrics` that Rollora uses, out of 50 KB.
 //!
-//! `vllm:lora_requests_info` is a gauge whose *value* is a timestamp: each set of adapters that was in use together has a
-//! series with the time of its last step, and the series stays. The highest value among the series that name an adapter
-//! is its last use. Requests that generate a single token do not appear there.
+//! `vllm:lora_requests_info` is a gauge whose *value* is a timestamp: each set of adapters that was in use together has
+//! a series with the time of its last step, and the series stays. The highest value among the series that name an
+//! adapter is its last use. Requests that generate a single token do not appear there.
 
 use jiff::Timestamp;
 use rollora_api::names::AdapterId;
@@ -14,12 +14,13 @@ pub struct ServerMetrics {
     /// `process_start_time_seconds` as written there, which changes with every restart. `None` if the server does not
     /// export it (with several API processes, or not on Linux).
     pub process_start_time: Option<String>,
-    /// Number of adapters that fit on the GPU at the same time (`--max-loras`); `None` before the first use of an adapter.
+    /// Number of adapters that fit on the GPU at the same time (`--max-loras`); `None` before the first use of an
+    /// adapter.
     pub max_loras: Option<u32>,
     /// Time of the last use of each adapter, by the server's clock.
     pub last_used: BTreeMap<AdapterId, Timestamp>,
-    /// Whether the metrics contain series of vLLM itself. Without them (`--disable-log-stats`) the use of adapters is not
-    /// known.
+    /// Whether the metrics contain series of vLLM itself. Without them (`--disable-log-stats`) the use of adapters is
+    /// not known.
     pub has_statistics: bool,
 }
 

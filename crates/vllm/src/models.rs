@@ -1,4 +1,4 @@
-//! Parser of `/v1/models`.
+//! Parser of the `/v1/models` response.
 
 use crate::{ApiCall, VllmError};
 use serde::Deserialize;

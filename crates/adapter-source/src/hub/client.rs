@@ -179,7 +179,8 @@ impl HubClient {
             return Ok(http);
         }
         if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Our programs install a provider at startup. The call fails only if another thread installed one meanwhile.
+            // Our programs install a provider at startup. The call fails only if another thread installed one
+            // meanwhile.
             drop(rustls::crypto::ring::default_provider().install_default());
         }
         // If the endpoint uses TLS, no redirect may lead to plain HTTP.
@@ -218,7 +219,8 @@ impl HubClient {
             status => (
                 FetchReason::HubError,
                 format!(
-                    "{hub} responded {status} for `{name}`: the download is retried; if this persists, ask the hub's operators"
+                    "{hub} responded {status} for `{name}`: the download is retried; if this persists, ask the hub's \
+                     operators"
                 ),
             ),
         };

@@ -47,7 +47,7 @@ pub(crate) enum HubFault {
     Redirect,
 }
 
-/// A recorded request.
+/// A request that the fake hub recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HubRequest {
     pub path: String,

@@ -52,7 +52,7 @@ pub enum EditError {
     AlreadyListed {
         /// Id of the entry.
         id: AdapterId,
-        /// `ensureExist` or `ensureNotExist`.
+        /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,
         /// Line of the entry, from 1.
         line: usize,

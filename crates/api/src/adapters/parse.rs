@@ -110,7 +110,7 @@ pub enum AdaptersFileErrorKind {
     /// An entry lacks a field.
     #[error("an entry of {list} has no `{field}`: write it{}", if *.list == "ensureNotExist" { ", also here" } else { "" })]
     MissingField {
-        /// `ensureExist` or `ensureNotExist`.
+        /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,
         /// Name of the missing field: `id` or `source`.
         field: &'static str,
@@ -123,7 +123,7 @@ pub enum AdaptersFileErrorKind {
     DuplicateId {
         /// Id of the two entries.
         id: AdapterId,
-        /// `ensureExist` or `ensureNotExist`.
+        /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,
         /// Line of the first entry, from 1.
         first_line: usize,

@@ -86,8 +86,8 @@ impl AdaptersText {
         error.map_lines(|line| self.file_line(line))
     }
 
-    /// Returns the whole text with the user's text replaced by `inner`. Fails if the ConfigMap does not have the text as
-    /// a literal block, or if the result would not parse back to `inner`.
+    /// Returns the whole text with the user's text replaced by `inner`. Fails if the ConfigMap does not have the text
+    /// as a literal block, or if the result would not parse back to `inner`.
     pub fn with_inner(&self, inner: &str) -> Result<String, EditError> {
         let Some(value) = &self.config_map_value else { return Ok(inner.to_owned()) };
         if inner == value.inner {

@@ -1,7 +1,7 @@
 //! Precedence of rewrite rules: shared by the routers, which apply it, and the operator, which reports it.
 //!
-//! A rewrite of the current group precedes every legacy one. Within a group, an exact match precedes a generic one; then
-//! the older object, then namespace and name, then the order of the rules decide.
+//! A rewrite of the current group precedes every legacy one. Within a group, an exact match precedes a generic one;
+//! then the older object, then namespace and name, then the order of the rules decide.
 
 use super::{InferenceModelRewrite, RewriteMatch, RewriteRule};
 use jiff::Timestamp;
@@ -44,8 +44,8 @@ impl fmt::Display for RewritePrecedence {
 }
 
 impl RewriteRule {
-    /// Returns the models that the rule matches exactly, each once, or a single `None` if it matches every model. A match
-    /// of an unknown kind matches nothing, because it must not turn the rule into a generic one.
+    /// Returns the models that the rule matches exactly, each once, or a single `None` if it matches every model. A
+    /// match of an unknown kind matches nothing, because it must not turn the rule into a generic one.
     pub fn models(&self) -> Vec<Option<&str>> {
         if self.matches.is_empty() {
             return vec![None];

@@ -1,8 +1,8 @@
 //! Resolution of `spec.adapter.follow`: finds the highest of the listed ids.
 //!
 //! Versions are compared number by number, separated by dots, with numbers of any length: `v2` is lower than `v10`, and
-//! `1.2` lower than `1.2.0`. Ids that differ only in leading zeros (`v2`, `v02`) are ordered by their text. The order is
-//! therefore total, and every operator finds the same id, whatever the order of the file.
+//! `1.2` lower than `1.2.0`. Ids that differ only in leading zeros (`v2`, `v02`) are ordered by their text. The order
+//! is therefore total, and every operator finds the same id, whatever the order of the file.
 
 use super::spec::VersionOrder;
 use crate::names::AdapterId;

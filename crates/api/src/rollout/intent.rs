@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Intent {
     /// Unique id. `status.lastAction` holds the id of the last intent that was consumed.
     pub id: String,
-    /// Requested action.
+    /// Action that the person requests.
     pub verb: IntentKind,
     /// `status.revision.number` that the person saw.
     pub revision: i64,

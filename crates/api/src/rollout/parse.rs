@@ -80,8 +80,8 @@ impl Rollout {
     }
 }
 
-/// Returns the line, from 1, of `field` in the text of a Rollout, or of the innermost parent that exists. Returns `None`
-/// if the text is not YAML.
+/// Returns the line, from 1, of `field` in the text of a Rollout, or of the innermost parent that exists. Returns
+/// `None` if the text is not YAML.
 pub fn line_of_field(text: &str, field: &str) -> Option<usize> {
     Node::parse(yaml::without_bom(text)).ok().flatten().map(|root| root.line_of(field))
 }

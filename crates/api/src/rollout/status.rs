@@ -117,7 +117,7 @@ pub enum Phase {
     /// The desired adapter is not listed, not admitted or not resident yet, or the pool has no Ready server.
     #[default]
     Pending,
-    /// The steps advance.
+    /// The rollout advances through its steps.
     Progressing,
     /// The current step is a pause, or `spec.paused` is true.
     Paused,
@@ -262,8 +262,8 @@ pub struct Residency {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
     pub unlisted: Vec<AdapterId>,
-    /// Only with `residency: Registered`: ids that were listed again within the last three minutes. They do not count as
-    /// resident, because a server may still unload them.
+    /// Only with `residency: Registered`: ids that were listed again within the last three minutes. They do not count
+    /// as resident, because a server may still unload them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
     pub relisted: Vec<RelistedAdapter>,
@@ -324,7 +324,8 @@ pub struct RetiredAdapter {
 /// State of the cleanup of a retired adapter. More values may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RetirementState {
-    /// Waits for the routers, for the end of its use, for the delay, or until no object names it; the reason says which.
+    /// Waits for the routers, for the end of its use, for the delay, or until no object names it; the reason says
+    /// which.
     Waiting,
     /// The edit of the adapters file is being written.
     Unlisting,
@@ -420,7 +421,7 @@ impl LastAction {
     }
 }
 
-/// Revision that ended.
+/// Revision that ended, with its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]

@@ -101,7 +101,7 @@ fn check_adapter(spec: &RolloutSpec, errors: &mut FieldErrors) {
     if let Some(follow) = follow {
         let (path, pattern) = ("spec.adapter.follow.pattern", follow.pattern.as_str());
         let one_star = pattern.matches('*').count() == 1;
-        errors.require(one_star, path, "write `*` exactly once, where the version stands");
+        errors.require(one_star, path, "write `*` exactly once, in place of the version");
         errors.require(length(pattern) <= MAX_NAME, path, format!("write at most {MAX_NAME} characters"));
         let message = format!("it matches the model `{model}` itself: write a pattern that only versions match");
         errors.require(!one_star || !matches_pattern(pattern, model), path, message);

@@ -10,9 +10,7 @@ pub(super) const MODELS_KEY: &str = "models";
 /// One of the two lists of an adapters file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ListName {
-    /// `ensureExist`.
     Exist,
-    /// `ensureNotExist`.
     NotExist,
 }
 
@@ -145,8 +143,8 @@ impl<'t> SourceText<'t> {
         (line < self.line_count() && comment.starts_with('#')).then(|| text.len() - comment.len())
     }
 
-    /// Returns the last of the comment lines that directly follow `line` and are indented deeper than `column`, or `line`
-    /// itself if there are none.
+    /// Returns the last of the comment lines that directly follow `line` and are indented deeper than `column`, or
+    /// `line` itself if there are none.
     pub(super) fn extend_over_comments(&self, mut line: usize, column: usize) -> usize {
         while self.comment_indent(line + 1).is_some_and(|indent| indent > column) {
             line += 1;
