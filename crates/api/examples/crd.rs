@@ -1,4 +1,4 @@
-//! Prints the CustomResourceDefinition of Rollouts.
+//! Prints the CustomResourceDefinition of Rollouts as YAML.
 
 use std::io::Write;
 

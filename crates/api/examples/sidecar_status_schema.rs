@@ -1,4 +1,4 @@
-//! Prints the JSON Schema of what a sidecar answers at `/status`.
+//! Prints the JSON Schema of a sidecar's `GET /status` response.
 
 use std::io::Write;
 

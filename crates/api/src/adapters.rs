@@ -1,5 +1,5 @@
-//! The adapters file (`vLLMLoRAConfig`): which adapters a vLLM server must and must not hold. Same format as the
-//! retired lora-syncer read. It may stand alone or wrapped in its ConfigMap.
+//! The adapters file (`vLLMLoRAConfig`): which adapters a vLLM server must have loaded and which it must not. The
+//! format is that of lora-syncer. The file is either plain or wrapped in its ConfigMap.
 
 pub mod edit;
 mod parse;
@@ -12,45 +12,45 @@ use crate::{names::AdapterId, operator_directives::OperatorDirectives};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The file, read strictly.
+/// Content of an adapters file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdaptersFile {
-    /// `name`; not used.
+    /// Key `name`, which Rollora ignores.
     pub name: Option<String>,
-    /// Where vLLM listens, as the file says; `localhost` where absent.
+    /// Host of vLLM; `None` means `localhost`.
     pub host: Option<String>,
-    /// vLLM's port, as the file says; 8000 where absent.
+    /// Port of vLLM; `None` means 8000.
     pub port: Option<u16>,
-    /// The base model of entries that do not name one.
+    /// Base model of entries that do not name one.
     pub default_base_model: Option<String>,
-    /// Adapters that must be loaded.
+    /// Adapters that servers must have loaded.
     pub ensure_exist: Vec<AdapterEntry>,
-    /// Adapters that must not be.
+    /// Adapters that servers must not have loaded.
     pub ensure_not_exist: Vec<AdapterEntry>,
 }
 
 impl AdaptersFile {
-    /// Ids that stand in both lists: they are left alone.
+    /// Returns the ids that are in both lists; these are neither loaded nor unloaded.
     pub fn in_both_lists(&self) -> impl Iterator<Item = &AdapterId> {
         let ids = self.ensure_exist.iter().map(|entry| &entry.id);
         ids.filter(|id| self.ensure_not_exist.iter().any(|entry| entry.id == **id))
     }
 }
 
-/// One entry of either list.
+/// One entry of `ensureExist` or `ensureNotExist`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterEntry {
-    /// The adapter.
+    /// Id under which the adapter is loaded.
     pub id: AdapterId,
-    /// Where it comes from: a path, or a hub name.
+    /// Path or hub name of the adapter.
     pub source: String,
-    /// Its base model, where named.
+    /// Base model of the adapter; `None` means `default_base_model`.
     pub base_model: Option<String>,
-    /// Whether it holds the readiness of the server until it is verified.
+    /// Whether the server becomes ready only after the adapter is verified.
     pub required: bool,
 }
 
-/// The hash of an adapters file and the operator's key beside it.
+/// Hash of an adapters file and of the key `rollora.yaml` next to it: 16 hexadecimal digits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(transparent)]
@@ -62,25 +62,26 @@ impl fmt::Display for ContentHash {
     }
 }
 
-/// What a sidecar has to make true: one good reading of the file, and what the operator says of it.
+/// Desired state of a sidecar: one valid version of the adapters file and the operator's directives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredAdapters {
-    /// The user's file.
+    /// Adapters file of the user.
     pub file: AdaptersFile,
-    /// The operator's key; none where no operator works on this file.
+    /// Content of the key `rollora.yaml`; `None` if no operator manages this file.
     pub directives: Option<OperatorDirectives>,
-    /// The hash of both.
+    /// Hash of the file and of the directives, see [`content_hash`].
     pub hash: ContentHash,
 }
 
-/// The hash of the user's text and the operator's key as they stand in the ConfigMap: 16 hex digits of SHA-256.
+/// Computes the hash of the user's text and of the key `rollora.yaml` as written in the ConfigMap: the first 16
+/// hexadecimal digits of SHA-256.
 pub fn content_hash(user_text: &str, directives_text: Option<&str>) -> ContentHash {
     use sha2::{Digest, Sha256};
     let mut hasher = Sha256::new();
     hasher.update(user_text.as_bytes());
-    if let Some(key_text) = directives_text {
+    if let Some(directives_text) = directives_text {
         hasher.update([0]);
-        hasher.update(key_text.as_bytes());
+        hasher.update(directives_text.as_bytes());
     }
     let digits = |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or_default());
     ContentHash(hasher.finalize().iter().take(8).flat_map(digits).collect())
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hash_tells_texts_and_keys_apart() {
+    fn hash_differs_with_either_text() {
         assert_eq!(content_hash("", None).to_string(), "e3b0c44298fc1c14");
         let hashes = [
             content_hash("a", None),

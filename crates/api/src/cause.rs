@@ -1,8 +1,9 @@
-//! Why something went wrong, at the bottom of it.
+//! Root causes of errors.
 
 use std::error::Error;
 
-/// The cause of all causes: `Connection refused` rather than `error sending request`, which helps nobody.
+/// Returns the text of the innermost source of `error`, for example `Connection refused` instead of the less helpful
+/// `error sending request`.
 pub fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,33 +1,34 @@
-//! Durations as the Gateway API writes them (GEP-2257): `10m`, `1h30m`, `500ms`.
+//! Durations in the format of the Gateway API (GEP-2257): `10m`, `1h30m`, `500ms`.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
 
-/// The pattern of GEP-2257.
+/// Regular expression of a duration, from GEP-2257.
 pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
-/// A duration that reads and writes as the Gateway API does. Range: 0 to about 11 years.
+/// Duration that is parsed and formatted as in the Gateway API. Range: 0 to about 11 years, the longest duration that
+/// can be written with one number per unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GatewayDuration(Duration);
 
-/// A text that is not a duration.
+/// Error of a text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a duration: write one to four numbers with h, m, s or ms, for example 10m or 1h30m")]
 pub struct DurationError(String);
 
 impl GatewayDuration {
-    /// From whole milliseconds; finer parts are dropped.
+    /// Creates a duration from milliseconds, the finest unit of the format.
     pub const fn from_millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
     }
 
-    /// From seconds.
+    /// Creates a duration from whole seconds.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
-    /// The duration.
+    /// Returns the value as a [`Duration`].
     pub const fn get(self) -> Duration {
         self.0
     }
@@ -101,7 +102,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn durations_are_read_as_the_gateway_api_reads_them() {
+    fn gateway_api_durations_are_parsed() {
         for (text, millis) in [
             ("0s", 0),
             ("0h", 0),
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_an_example() {
+    fn other_texts_are_rejected_with_an_example() {
         for text in
             ["", "5", "m", "1.5h", "-1s", "1d", "1us", "100000s", "1s1s1s1s1s", " 1s", "1s ", "1 s", "\u{661}s", "1M"]
         {
@@ -128,14 +129,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(millis in 0..360_000_000_000_u64) {
+        fn formatted_duration_parses_back(millis in 0..360_000_000_000_u64) {
             let duration = GatewayDuration::from_millis(millis);
             let text = duration.to_string();
             prop_assert_eq!(text.parse(), Ok(duration), "{}", text);
         }
 
         #[test]
-        fn the_parser_accepts_what_the_pattern_accepts(text in "([0-9]{1,5}(h|m|s|ms)){1,4}") {
+        fn texts_that_match_the_pattern_are_parsed(text in "([0-9]{1,5}(h|m|s|ms)){1,4}") {
             prop_assert!(text.parse::<GatewayDuration>().is_ok(), "{}", text);
         }
     }

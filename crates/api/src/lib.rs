@@ -1,9 +1,9 @@
-//! The data of Rollora: [`rollout::Rollout`], [`rewrite::InferenceModelRewrite`] of both API groups, the
-//! adapters file, the operator's key, what a sidecar and a router report, condition reasons, and the names of
-//! annotations and headers.
+//! Rollora's data types: [`rollout::Rollout`], [`rewrite::InferenceModelRewrite`] of both API groups, the adapters
+//! file, the operator's directives to sidecars, the reports of sidecars and routers, condition reasons, and the names
+//! of annotations and headers.
 //!
-//! No I/O and no clock: everything here is plain data and pure functions over it. With the feature `kube` the
-//! custom resource's derives and schemas are added; without it nothing here knows Kubernetes' libraries.
+//! The crate contains plain data and pure functions, without I/O and without a clock. The feature `kube` adds the
+//! derives and schemas of the custom resource; without it the crate does not depend on any Kubernetes library.
 
 #![warn(missing_docs)]
 

@@ -1,69 +1,71 @@
-//! Names: newtypes that are parsed once at the edge, and the constants that everybody must spell alike.
+//! Names: newtypes that are validated once at the edge, and the annotations, labels, headers and ports that all
+//! programs share.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The API group and version of Rollora's own kinds.
+/// API group and version of Rollora's own kinds.
 pub const API_VERSION: &str = "rollora.dev/v1alpha1";
-/// On a rewrite with two targets that is adopted: which of the two is stable.
+/// Annotation of a rewrite with several targets that a Rollout adopts: the id of the stable one.
 pub const STABLE_ANNOTATION: &str = "rollora.dev/stable";
-/// On a Rollout: what a person asks for, see [`crate::rollout::Intent`].
+/// Annotation of a Rollout: an action that a person requests, see [`crate::rollout::Intent`].
 pub const INTENT_ANNOTATION: &str = "rollora.dev/intent";
-/// On a rewrite, followed by the Rollout's UID: the sequence of the last change of weights.
+/// Annotation of a rewrite, followed by the Rollout's UID: the sequence of the last change of weights.
 pub const SEQUENCE_ANNOTATION_PREFIX: &str = "weights.rollora.dev/";
-/// On a rewrite: the request header whose value keeps a client on one target.
+/// Annotation of a rewrite: the request header whose value keeps a client on one target.
 pub const STICKY_HEADER_ANNOTATION: &str = "rollora.dev/sticky-header";
-/// The response header that names the version that served a request.
+/// Response header that names the adapter that served a request.
 pub const TARGET_HEADER: &str = "x-rollora-target";
-/// On a Rollout while traffic is split: its deletion first gives everything back to stable.
+/// Finalizer of a Rollout while traffic is split: its deletion first moves all traffic to stable.
 pub const FINALIZER: &str = "rollora.dev/traffic";
-/// On a pod that executes rewrites (`rollora-ext-proc`): the InferencePool that it does so for.
+/// Label of a router pod (`rollora-ext-proc`): the InferencePool whose requests it rewrites.
 pub const ROUTER_POOL_LABEL: &str = "rollora.dev/router-for";
-/// On such a pod: the namespace of that InferencePool, where it is another one than the pod's own.
+/// Annotation of a router pod: the namespace of that InferencePool, if it is not the pod's own.
 pub const ROUTER_NAMESPACE_ANNOTATION: &str = "rollora.dev/router-for-namespace";
-/// On such a pod: where `/rules` is answered; [`ROUTER_PORT`] where absent.
+/// Annotation of a router pod: the port that serves `/rules`. Defaults to [`ROUTER_PORT`].
 pub const ROUTER_PORT_ANNOTATION: &str = "rollora.dev/router-port";
-/// See [`ROUTER_PORT_ANNOTATION`].
+/// Default port of a router, see [`ROUTER_PORT_ANNOTATION`].
 pub const ROUTER_PORT: u16 = 9090;
-/// On a pod in which sidecars run, with any value: they are asked before an adapter leaves the ConfigMap that they read, in
-/// whichever pool the pod is, or in none.
+/// Label of a pod with sidecars, with any value. The operator queries these sidecars before an adapter leaves the
+/// ConfigMap that they read, whichever pool the pod belongs to, if any.
 pub const SIDECAR_LABEL: &str = "rollora.dev/sidecar";
-/// On a pod: the ConfigMap that its sidecars watch, as `NAME` or `NAMESPACE/NAME`, where the pod does not mount it.
+/// Annotation of a pod: the ConfigMap that its sidecars watch, as `NAME` or `NAMESPACE/NAME`, if the pod does not mount
+/// it.
 pub const ADAPTERS_ANNOTATION: &str = "rollora.dev/adapters";
-/// On a pod with a sidecar: where it answers `/status`; [`SIDECAR_PORT`] where absent.
+/// Annotation of a pod with a sidecar: the port that serves `/status`. Defaults to [`SIDECAR_PORT`].
 pub const SIDECAR_PORT_ANNOTATION: &str = "rollora.dev/sidecar-port";
-/// See [`SIDECAR_PORT_ANNOTATION`].
+/// Default port of a sidecar, see [`SIDECAR_PORT_ANNOTATION`].
 pub const SIDECAR_PORT: u16 = 8080;
-/// The key of the ConfigMap that belongs to the operator, see [`crate::operator_key`].
+/// Key of the adapters ConfigMap that the operator owns, see [`crate::operator_directives`].
 pub const DIRECTIVES_KEY: &str = "rollora.yaml";
 
-/// Why a name is refused.
+/// Why a name is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing was written.
+    /// The name is the empty string.
     #[error("the {kind} is empty: write the name")]
     Empty {
-        /// What the name is of.
+        /// Kind of the name, for example `adapter id`.
         kind: &'static str,
     },
-    /// Longer than 253 bytes.
+    /// The name is longer than 253 bytes.
     #[error("the {kind} `{start}…` has {length} bytes: at most 253 are allowed")]
     TooLong {
-        /// What the name is of.
+        /// Kind of the name, for example `adapter id`.
         kind: &'static str,
-        /// The first characters.
+        /// First 32 characters of the name.
         start: String,
-        /// The length in bytes.
+        /// Length of the name in bytes.
         length: usize,
     },
-    /// A character that makes the name ambiguous somewhere on its way.
+    /// The name contains a comma or a control character, which would make it ambiguous in metrics or headers.
     #[error("the {kind} `{name}` contains {character:?}: commas and control characters are not allowed")]
     BadCharacter {
-        /// What the name is of.
+        /// Kind of the name, for example `adapter id`.
         kind: &'static str,
-        /// The whole name.
+        /// The name that was checked.
         name: String,
-        /// The first character that is refused.
+        /// First character that is not allowed.
         character: char,
     },
 }
@@ -91,14 +93,14 @@ macro_rules! name {
         pub struct $name(String);
 
         impl $name {
-            /// Checks `name`: 1 to 253 bytes, no commas, no control characters.
+            /// Creates the name. Fails unless it has 1 to 253 bytes, no commas and no control characters.
             pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
                 let name = name.into();
                 check_name($kind, &name)?;
                 Ok(Self(name))
             }
 
-            /// The name as text.
+            /// Returns the name as a string slice.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -144,22 +146,22 @@ macro_rules! name {
 }
 
 name! {
-    /// The id of an adapter: an immutable version, for example `small-segment-lora-v2`.
+    /// Id of an adapter: an immutable version, for example `small-segment-lora-v2`.
     AdapterId, "adapter id"
 }
 name! {
-    /// The name that clients send as `model`.
+    /// Model name that clients send in the field `model` of requests.
     ModelName, "model name"
 }
 
-/// A rising number: one for every change of weights that a Rollout makes.
+/// Number of a weight change of a Rollout. Increases with every change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Sequence(pub i64);
 
 impl Sequence {
-    /// The sequence of the next change.
+    /// Returns the sequence of the next change.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
@@ -172,7 +174,7 @@ impl fmt::Display for Sequence {
     }
 }
 
-/// The annotation on a rewrite that holds the sequence of the Rollout with this UID.
+/// Returns the name of the annotation that holds the sequence of the Rollout with this UID on a rewrite.
 pub fn sequence_annotation(rollout_uid: &str) -> String {
     format!("{SEQUENCE_ANNOTATION_PREFIX}{rollout_uid}")
 }
@@ -182,14 +184,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_servers_and_metrics_can_carry_are_accepted() {
+    fn valid_names_are_accepted() {
         for name in ["a", "small-segment-lora-v2", "org/name@rev", "name with spaces", "é", &"x".repeat(253)] {
             assert_eq!(AdapterId::new(name).unwrap().as_str(), name);
         }
     }
 
     #[test]
-    fn a_name_that_is_refused_says_what_to_change() {
+    fn error_of_an_invalid_name_says_what_to_change() {
         let long = "x".repeat(254);
         for (name, expected) in [
             ("", "the model name is empty: write the name"),
@@ -202,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_checked_when_it_is_decoded() {
+    fn name_is_checked_when_deserialized() {
         assert!(serde_json::from_str::<AdapterId>("\"a,b\"").is_err());
         let id: AdapterId = serde_json::from_str("\"v1\"").unwrap();
         assert_eq!(serde_json::to_string(&id).unwrap(), "\"v1\"");
     }
 
     #[test]
-    fn a_sequence_rises_and_its_annotation_names_the_rollout() {
+    fn sequence_annotation_names_the_rollout() {
         assert_eq!(Sequence(1).next(), Sequence(2));
         assert_eq!(sequence_annotation("1234"), "weights.rollora.dev/1234");
     }

@@ -1,34 +1,37 @@
-//! The operator's own key, `rollora.yaml`, beside the user's in the adapters ConfigMap: what the operator tells the
-//! sidecars. It travels by the same mount, watch and hash as the user's file. Without it a sidecar is the plain drop-in.
+//! The operator's directives to sidecars: the key `rollora.yaml`, next to the user's key in the adapters ConfigMap.
+//!
+//! The directives reach a sidecar through the same mount or watch as the user's file and are part of the same hash.
+//! Without them a sidecar behaves like lora-syncer.
 
 use crate::{names::AdapterId, yaml};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// What the operator tells the sidecars. Lists are sorted, so that equal content has equal bytes.
+/// Content of the key `rollora.yaml`. Lists are written sorted, so that equal content has equal bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OperatorDirectives {
-    /// Patterns (`*` once) and ids that Rollouts govern: such ids wait for their admission.
+    /// Patterns with one `*`, and ids, that Rollouts manage. Matching ids wait for their admission.
     pub managed: Vec<String>,
-    /// Governed ids that every server may load.
+    /// Managed ids that every server may load.
     pub admitted: Vec<AdapterId>,
-    /// Governed ids that one server each may load, to prove them; of a rejected one, where it was tried.
+    /// Managed ids that one server each may load to prove them; for a rejected id, the server that tried it.
     pub pilots: Vec<Pilot>,
-    /// Ids that have weight, or that a rollback could need: never unloaded, loaded again after a restart.
+    /// Ids that have weight or that a rollback could need. Sidecars never unload them and load them again after a
+    /// restart of the server.
     pub serving: Vec<AdapterId>,
-    /// Ids that failed: not loaded anywhere, unloaded when idle.
+    /// Ids that failed. No sidecar loads them, and they are unloaded when idle.
     pub rejected: Vec<AdapterId>,
 }
 
-/// One id on trial on one server.
+/// Pilot of an adapter: the one server that loads it first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Pilot {
-    /// The adapter on trial.
+    /// Id of the adapter that is tried.
     pub id: AdapterId,
-    /// The pod (on one machine: the server's name) that tries it.
+    /// Name of the pod (for `rollora local`: of the server) that tries it.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub pod: String,
 }
@@ -36,32 +39,34 @@ pub struct Pilot {
 /// Whether one server may load an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// No Rollout governs the id, or it is admitted, or this server is its pilot.
+    /// No Rollout manages the id, or it is admitted, or this server is its pilot.
     Granted,
-    /// Governed, and not admitted yet.
+    /// A Rollout manages the id and has not admitted it yet.
     Waiting,
-    /// It failed before.
+    /// The id failed before; no server may load it.
     Rejected,
 }
 
-/// A key that cannot be read. The operator writes it anew; a sidecar keeps the last good one.
+/// Error of a key `rollora.yaml` that cannot be parsed. The operator then overwrites the key; a sidecar keeps the last
+/// valid one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the operator's key `rollora.yaml`, line {line}: {message}")]
+#[error("cannot parse the key `rollora.yaml`, line {line}: {message}")]
 pub struct DirectivesError {
-    /// The line, from 1; 1 where it is not known.
+    /// Line of the error, from 1; 1 if it is not known.
     pub line: usize,
-    /// What is wrong.
+    /// What is wrong at that line.
     pub message: String,
 }
 
 impl OperatorDirectives {
-    /// Reads the key's text. Fields of later versions are ignored; no text at all is the empty key.
+    /// Parses the text of the key. Unknown fields are ignored, because later versions may add some; an empty text gives
+    /// empty directives.
     pub fn parse(text: &str) -> Result<Self, DirectivesError> {
         let decoded = yaml::decode(yaml::without_bom(text));
         decoded.map_err(|error| DirectivesError { line: error.line.unwrap_or(1), message: error.message })
     }
 
-    /// The key as text: equal content gives equal bytes, in whatever order it was put together.
+    /// Formats the directives as YAML. Equal content gives equal bytes, whatever the order of the lists.
     pub fn to_yaml(&self) -> String {
         let mut text = String::from(HEADER);
         for (name, ids) in [
@@ -80,7 +85,7 @@ impl OperatorDirectives {
         text
     }
 
-    /// Takes in the entries of another key.
+    /// Adds the entries of `other` to these directives.
     pub fn extend(&mut self, other: Self) {
         self.managed.extend(other.managed);
         self.admitted.extend(other.admitted);
@@ -89,25 +94,24 @@ impl OperatorDirectives {
         self.rejected.extend(other.rejected);
     }
 
-    /// What the server `pod` is to try.
+    /// Returns the ids that the server `pod` must try as their pilot.
     pub fn pilot_ids<'a>(&'a self, pod: &'a str) -> impl Iterator<Item = &'a AdapterId> {
         let here = self.pilots.iter().filter(move |pilot| pilot.pod == pod).map(|pilot| &pilot.id);
         here.filter(|id| !self.rejected.contains(id))
     }
 
-    /// Whether the server `pod` may load `id`.
+    /// Returns whether the server `pod` may load `id`.
     pub fn admission(&self, id: &AdapterId, pod: &str) -> Admission {
         if self.rejected.contains(id) {
             return Admission::Rejected;
         }
-        let governed = self.managed.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
-        let pilot = self.pilot_ids(pod).any(|trial| trial == id);
-        if !governed || pilot || self.admitted.contains(id) { Admission::Granted } else { Admission::Waiting }
+        let managed = self.managed.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
+        let pilot = self.pilot_ids(pod).any(|pilot_id| pilot_id == id);
+        if !managed || pilot || self.admitted.contains(id) { Admission::Granted } else { Admission::Waiting }
     }
 }
 
-/// What a person who opens the ConfigMap should know.
-const HEADER: &str = "# Written by Rollora for its sidecars: changes made here are undone.\n";
+const HEADER: &str = "# Written by Rollora for its sidecars: manual changes are overwritten.\n";
 
 fn yaml_list(name: &str, items: &[String]) -> String {
     if items.is_empty() {
@@ -116,7 +120,7 @@ fn yaml_list(name: &str, items: &[String]) -> String {
     items.iter().fold(format!("{name}:\n"), |text, item| format!("{text}- {item}\n"))
 }
 
-/// Whether `name` matches `pattern`, in which the first `*` stands for any text, also none.
+/// Returns whether `name` matches `pattern`, in which the first `*` stands for any text, including none.
 pub fn matches_pattern(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
@@ -146,9 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_what_a_person_expects() {
+    fn yaml_is_sorted_and_quoted() {
         insta::assert_snapshot!(example_directives().to_yaml(), @r##"
-        # Written by Rollora for its sidecars: changes made here are undone.
+        # Written by Rollora for its sidecars: manual changes are overwritten.
         managed:
         - "a \"quoted\" id"
         - "small-segment-lora-v*"
@@ -164,25 +168,25 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_the_empty_key_and_unknown_fields_are_ignored() {
+    fn empty_text_and_unknown_fields_are_accepted() {
         assert_eq!(OperatorDirectives::parse("").unwrap(), OperatorDirectives::default());
         let key = OperatorDirectives::parse("serving: [v1]\nlater: {a: 1}\n").unwrap();
         assert_eq!(key, OperatorDirectives { serving: vec![id("v1")], ..OperatorDirectives::default() });
     }
 
     #[test]
-    fn a_key_that_cannot_be_read_names_its_line() {
+    fn parse_error_names_the_line() {
         let error = OperatorDirectives::parse("serving: []\nadmitted: [',']\n").unwrap_err();
         assert_eq!(error.line, 2);
         assert!(error.to_string().contains("commas"), "{error}");
     }
 
     #[test]
-    fn a_server_loads_what_is_free_admitted_or_on_trial_there() {
+    fn server_may_load_unmanaged_admitted_and_pilot_ids() {
         let mut key = OperatorDirectives { managed: vec!["v*".to_owned()], ..example_directives() };
         key.rejected = vec![id("v9"), id("other")];
         let cases = [
-            ("free", "a", Admission::Granted),
+            ("unmanaged", "a", Admission::Granted),
             ("v1", "a", Admission::Granted),
             ("v3", "127.0.0.1:8000", Admission::Granted),
             ("v3", "127.0.0.1:8001", Admission::Waiting),
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_matches_what_begins_and_ends_as_it_does() {
+    fn star_matches_any_text_between_prefix_and_suffix() {
         for (pattern, name, expected) in [
             ("a-v*", "a-v1", true),
             ("a-v*", "a-v", true),
@@ -231,12 +235,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(key in any_directives()) {
+        fn written_yaml_parses_back(key in any_directives()) {
             prop_assert_eq!(OperatorDirectives::parse(&key.to_yaml()).unwrap(), key);
         }
 
         #[test]
-        fn order_and_repetition_do_not_change_the_bytes(key in any_directives()) {
+        fn order_and_duplicates_do_not_change_the_yaml(key in any_directives()) {
             let mut other = key.clone();
             other.serving.reverse();
             other.serving.extend(key.serving.first().cloned());

@@ -1,4 +1,4 @@
-//! InferenceModelRewrite, of the legacy and the current API group: the schemas are the same but for the group.
+//! InferenceModelRewrite of the current and the legacy API group, whose schemas differ only in the group.
 //! Fields that Rollora does not know are kept on read-modify-write.
 
 pub mod condition;
@@ -10,13 +10,13 @@ use crate::{condition::Condition, metadata::ObjectMeta};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The lowest and the highest weight of a target. 0 cannot be written: such a target is left out.
+/// Valid weights of a target. The schema does not allow 0, so a target without weight is left out.
 pub const WEIGHT_RANGE: std::ops::RangeInclusive<i32> = 1..=1_000_000;
 
-/// Which API group an object belongs to.
+/// API group of a rewrite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum RewriteGroup {
-    /// `llm-d.ai`, which wins where both have a rule for a model.
+    /// `llm-d.ai`, which takes precedence if both groups have a rule for a model.
     #[serde(rename = "llm-d.ai")]
     Current,
     /// `inference.networking.x-k8s.io`, of the Gateway API inference extension up to v1.5.
@@ -25,12 +25,12 @@ pub enum RewriteGroup {
 }
 
 impl RewriteGroup {
-    /// The group of this name.
+    /// Returns the group with this name, or `None` if the name is of neither.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Current, Self::Legacy].into_iter().find(|group| group.name() == name)
     }
 
-    /// The group's name.
+    /// Returns the name of the group, without a version.
     pub fn name(self) -> &'static str {
         match self {
             Self::Current => "llm-d.ai",
@@ -38,7 +38,7 @@ impl RewriteGroup {
         }
     }
 
-    /// Group and version, as in `apiVersion`.
+    /// Returns group and version, as in `apiVersion`.
     pub fn api_version(self) -> &'static str {
         match self {
             Self::Current => "llm-d.ai/v1alpha2",
@@ -47,65 +47,66 @@ impl RewriteGroup {
     }
 }
 
-/// One rewrite object.
+/// One InferenceModelRewrite object of either API group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceModelRewrite {
-    /// Group and version; says which [`RewriteGroup`] this is.
+    /// Group and version, which determine the [`RewriteGroup`].
     pub api_version: String,
-    /// `InferenceModelRewrite`.
+    /// Always `InferenceModelRewrite`, in both groups.
     pub kind: String,
-    /// Name, UID, version, annotations.
+    /// Name, namespace, UID, resource version and annotations.
     pub metadata: ObjectMeta,
-    /// What is rewritten.
+    /// Pool and rules of the rewrite.
     pub spec: RewriteSpec,
-    /// Conditions.
+    /// Conditions of the rewrite; `None` if none were written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<RewriteStatus>,
 }
 
 impl InferenceModelRewrite {
-    /// The object's group; none where `apiVersion` is of neither.
+    /// Returns the group of the object, or `None` if `apiVersion` is of neither group.
     pub fn group(&self) -> Option<RewriteGroup> {
         let group = self.api_version.split_once('/').map_or("", |(group, _)| group);
         RewriteGroup::from_name(group)
     }
 }
 
-/// `spec` of a rewrite.
+/// The `spec` of a rewrite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RewriteSpec {
-    /// The pool whose requests are rewritten.
+    /// InferencePool whose requests are rewritten.
     pub pool_ref: PoolRef,
-    /// Rules; the first that matches wins.
+    /// Rules in their order; the first one that matches a request applies.
     #[serde(default)]
     pub rules: Vec<RewriteRule>,
-    /// Fields of later versions.
+    /// Unknown fields, for example of later versions of the API.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// A reference to an InferencePool of the same namespace.
+/// Reference to an InferencePool in the same namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolRef {
-    /// The pool's group.
+    /// API group of the pool. Defaults to `inference.networking.k8s.io`.
     #[serde(default = "default_pool_group")]
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub group: String,
-    /// The pool's kind; `InferencePool`.
+    /// Kind of the pool. Defaults to `InferencePool`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 63)))]
     pub kind: Option<String>,
-    /// The pool's name.
+    /// Name of the pool.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))]
     pub name: String,
 }
 
 impl PoolRef {
-    /// Whether both name the same pool: there is one kind of pool in a group, which may be named or not.
+    /// Returns whether both name the same pool. The kind is not compared, because a group has only one kind of pool and
+    /// naming it is optional.
     pub fn is_same(&self, other: &Self) -> bool {
         self.group == other.group && self.name == other.name
     }
@@ -121,40 +122,40 @@ fn default_pool_group() -> String {
     "inference.networking.k8s.io".to_owned()
 }
 
-/// One rule: requests that match are sent to one of the targets.
+/// One rule: it sends each matching request to one of its targets.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RewriteRule {
-    /// Any of these matches; none at all is a generic match: everything.
+    /// Matches, of which any one suffices. A rule without matches is generic: it matches every request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<RewriteMatch>,
-    /// Where requests go.
+    /// Targets that matching requests are distributed to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<RewriteTarget>,
-    /// Fields of later versions.
+    /// Unknown fields, for example of later versions of the API.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// One match.
+/// One match of a rule.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RewriteMatch {
-    /// The `model` of the request.
+    /// How the field `model` of a request is matched.
     pub model: ModelMatch,
-    /// Fields of later versions.
+    /// Unknown fields, for example of later versions of the API.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// How `model` is compared.
+/// Comparison with the field `model` of a request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelMatch {
-    /// `Exact`, the default and only kind.
+    /// Kind of the comparison. `Exact` is the default and the only kind.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
-    /// The name; compared byte for byte.
+    /// Model name, which is compared byte for byte.
     pub value: String,
 }
 
@@ -162,21 +163,22 @@ pub struct ModelMatch {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RewriteTarget {
-    /// The name that `model` becomes.
+    /// Model name that replaces `model` in the request.
     pub model_rewrite: String,
-    /// 1 to 1,000,000. All omitted: equal shares. Some omitted: those get nothing.
+    /// Weight of the target, 1 to 1,000,000. If all targets omit it, they get equal shares; if only some omit it, those
+    /// get no requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<i32>,
-    /// Fields of later versions.
+    /// Unknown fields, for example of later versions of the API.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// `status` of a rewrite.
+/// The `status` of a rewrite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RewriteStatus {
-    /// Conditions; `Accepted` is the only type upstream names.
+    /// Conditions of the rewrite, see [`condition`]. `Accepted` is the only type that upstream defines.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -187,7 +189,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn fields_that_are_not_known_survive_a_change_of_weights() {
+    fn unknown_fields_survive_a_change_of_weights() {
         let mut object = json!({
             "apiVersion": "llm-d.ai/v1alpha2",
             "kind": "InferenceModelRewrite",
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_upstream_leaves_out_is_left_out() {
+    fn omitted_fields_stay_omitted() {
         let object = json!({
             "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
             "kind": "InferenceModelRewrite",
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guide_s_rewrite_is_read_and_the_group_defaults() {
+    fn rewrite_of_the_guide_is_parsed_with_default_pool_group() {
         let text = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModelRewrite\nmetadata:\n  name: r\nspec:\n  poolRef:\n    name: pool\n  rules:\n  - matches:\n    - model: {type: Exact, value: chat}\n    targets:\n    - modelRewrite: v1\n      weight: 90\n";
         let rewrite: InferenceModelRewrite = crate::yaml::decode(text).unwrap();
         assert_eq!(rewrite.spec.pool_ref.group, "inference.networking.k8s.io");

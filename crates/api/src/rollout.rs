@@ -1,5 +1,5 @@
-//! The Rollout: one for every name that clients send, long-lived. Its spec says which adapter should serve the name
-//! and in which steps traffic moves there; its status says how far that is.
+//! The Rollout, Rollora's custom resource: one long-lived object for each model name that clients send. Its spec says
+//! which adapter serves the name and in which steps traffic moves to it; its status reports the progress.
 
 #[cfg(feature = "kube")]
 pub mod crd;
@@ -21,19 +21,19 @@ pub use validate::{FieldError, immutable_changes};
 use crate::metadata::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-/// One Rollout, as it stands in a file or comes from the API server.
+/// One Rollout, as read from a file or from the API server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rollout {
-    /// `rollora.dev/v1alpha1`.
+    /// Always `rollora.dev/v1alpha1`, see [`crate::names::API_VERSION`].
     pub api_version: String,
-    /// `Rollout`.
+    /// Always `Rollout`, which validation checks.
     pub kind: String,
-    /// Name, UID, version, annotations.
+    /// Name, namespace, UID, resource version, labels and annotations.
     pub metadata: ObjectMeta,
-    /// What is wanted.
+    /// Desired state, written by a person.
     pub spec: RolloutSpec,
-    /// How far it is.
+    /// Observed state, written by the operator; `None` before its first write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<RolloutStatus>,
 }

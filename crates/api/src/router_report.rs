@@ -1,22 +1,23 @@
-//! What `GET /rules` of a router answers: per model the rule in force. The operator reads it as proof.
+//! Response of a router's `GET /rules`: the active rule of each model. The operator reads it as proof that a router
+//! applies the weights.
 
 use crate::{names::ModelName, rewrite::RewriteTarget};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The rules in force at one router.
+/// Rules that one router applies.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RulesReport {
-    /// The API groups that are read.
+    /// API groups whose rewrites the router reads.
     pub groups: Vec<String>,
-    /// Per exactly matched model the rule in force.
+    /// Active rule of each model that a rule matches exactly.
     pub models: BTreeMap<String, ActiveRule>,
-    /// The generic rule in force, if any.
+    /// Active generic rule, which applies to all other models; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generic: Option<ActiveRule>,
-    /// Per target when a request was last on its way there; the time of the report while one is in flight. Sees what
-    /// vLLM's metrics do not: requests of one token.
+    /// Time of the last request to each target; the time of the report while a request is in flight. Includes requests
+    /// that generate one token, which vLLM's metrics do not show.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub last_used: BTreeMap<String, jiff::Timestamp>,
     /// Models that more than one rule matches.
@@ -24,39 +25,39 @@ pub struct RulesReport {
     pub overlaps: Vec<Overlap>,
 }
 
-/// A model that more than one rule matches.
+/// Model that more than one rule matches.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overlap {
-    /// The model; none for generic rules.
+    /// Name of the model; `None` for generic rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Group, namespace and name of the rewrite whose rule is in force.
+    /// API group, namespace and name of the rewrite whose rule is active.
     pub active: String,
-    /// The rewrites whose rules have no effect on it, in the order in which they would follow.
+    /// Rewrites whose rules have no effect on the model, in order of precedence.
     pub shadowed: Vec<String>,
 }
 
 impl RulesReport {
-    /// The rule that a request for `model` gets.
+    /// Returns the rule that the router applies to a request for `model`.
     pub fn rule(&self, model: &ModelName) -> Option<&ActiveRule> {
         self.models.get(model.as_str()).or(self.generic.as_ref())
     }
 }
 
-/// One rule in force.
+/// One active rule and the rewrite that it comes from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ActiveRule {
-    /// The rewrite's API group.
+    /// API group of the rewrite.
     pub group: String,
-    /// The rewrite's namespace and name, or its name alone on one machine.
+    /// Namespace and name of the rewrite; only the name under `rollora local`, which has no namespaces.
     pub rewrite: String,
-    /// The rewrite's UID.
+    /// UID of the rewrite, which changes when it is deleted and created again.
     pub uid: String,
-    /// The annotations `weights.rollora.dev/<Rollout UID>`: Rollout UID to sequence.
+    /// Sequences from the rewrite's annotations `weights.rollora.dev/<Rollout UID>`, by Rollout UID.
     #[serde(default)]
     pub stamps: BTreeMap<String, i64>,
-    /// The targets, in the rule's order.
+    /// Targets of the rule, in its order.
     pub targets: Vec<RewriteTarget>,
 }

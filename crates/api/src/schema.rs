@@ -1,10 +1,10 @@
-//! Pieces of the custom resource's schema that derives cannot say.
+//! Parts of the custom resource's schema that derives cannot express.
 
 use crate::condition::Condition;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
 
-/// A name of [`crate::names`]: the same limits as its parser has.
+/// Schema of a name in [`crate::names`], with the limits of its constructor.
 pub(crate) fn name(what: &str) -> Schema {
     json_schema!({
         "type": "string",
@@ -18,7 +18,7 @@ pub(crate) fn name(what: &str) -> Schema {
     })
 }
 
-/// Conditions, merged by their type.
+/// Schema of a list of conditions, which server-side apply merges by type.
 pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -29,7 +29,7 @@ pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A point in time.
+/// Schema of a timestamp.
 pub(crate) struct Time;
 
 impl JsonSchema for Time {
@@ -42,7 +42,7 @@ impl JsonSchema for Time {
     }
 }
 
-/// One word of an open-ended list.
+/// Schema of an enum with an open-ended list of values: any string of at most 64 characters.
 pub(crate) struct OpenEnum;
 
 impl JsonSchema for OpenEnum {

@@ -1,6 +1,6 @@
-//! What `GET /status` of a sidecar answers: what one vLLM server holds, and what the sidecar is doing about it.
+//! Response of a sidecar's `GET /status`: the adapters of one vLLM server, and what the sidecar does about each.
 //!
-//! Its JSON Schema is kept in `docs/sidecar-status.schema.json`; `cargo xtask crds` writes it.
+//! `cargo xtask crds` writes its JSON Schema to `docs/sidecar-status.schema.json`.
 
 use crate::{adapters::ContentHash, names::AdapterId};
 use serde::{Deserialize, Serialize};
@@ -10,144 +10,146 @@ mod schema;
 #[cfg(feature = "kube")]
 pub use schema::schema;
 
-/// The state of one server, as its sidecar last saw it.
+/// State of one vLLM server, as its sidecar last observed it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarStatus {
-    /// The server that everything below speaks of; none while it cannot be reached.
+    /// Server process that the other fields describe; null while it cannot be reached.
     pub server: Option<ServerIdentity>,
-    /// Whether requests may be sent here, and if not, why.
+    /// Whether requests may be sent to the server, and why.
     pub readiness: ReadinessStatus,
-    /// The file in force.
+    /// Adapters file that is active, and the error of a newer one.
     pub config: ConfigStatus,
-    /// Base models that the server names in `/v1/models`.
+    /// Base models that the server lists in `/v1/models`.
     #[serde(default)]
     pub base_models: Vec<String>,
-    /// Every id that is wanted, unwanted or registered, sorted by id.
+    /// Every adapter that is in one of the two lists or registered, sorted by id.
     #[serde(default)]
     pub adapters: Vec<AdapterStatus>,
-    /// What vLLM said of the server as a whole, where that needs a person (runtime updating off, wrong key, unreachable).
+    /// Error of the server as a whole that a person must fix (runtime updating off, wrong API key, unreachable).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<ReportedError>,
-    /// `max_loras` of the server, where its metrics say it.
+    /// `max_loras` of the server. Absent while the server's metrics do not show it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
-    /// When vLLM's metrics were asked last, as far as they told of uses; by the same clock as lastUsed: what was used
-    /// before says so in lastUsed. None where they do not tell (closed, or without statistics).
+    /// When the sidecar last read the use of adapters from vLLM's metrics, by the same clock as lastUsed. Every earlier
+    /// use is included in lastUsed. Absent if the metrics do not show use (endpoint closed, or statistics disabled).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub usage_read_at: Option<jiff::Timestamp>,
 }
 
 impl SidecarStatus {
-    /// The entry for `id`.
+    /// Returns the entry of the adapter `id`.
     pub fn adapter(&self, id: &AdapterId) -> Option<&AdapterStatus> {
         self.adapters.iter().find(|adapter| adapter.id == *id)
     }
 
-    /// Whether requests for `id` will be answered here: registered, not about to be unloaded.
+    /// Returns whether the server answers requests for `id`: it is registered and not about to be unloaded.
     pub fn is_resident(&self, id: &AdapterId) -> bool {
         self.server.is_some() && self.adapter(id).is_some_and(|adapter| adapter.state.is_resident())
     }
 
-    /// Whether `id` has been proven here with a completion.
+    /// Returns whether the server has answered a completion with `id`.
     pub fn is_verified(&self, id: &AdapterId) -> bool {
         self.server.is_some() && self.adapter(id).is_some_and(|adapter| adapter.state == AdapterState::Verified)
     }
 }
 
-/// Which process answers: changes with every restart.
+/// Identity of one vLLM process. Changes with every restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ServerIdentity {
-    /// The server's base URL.
+    /// Base URL of the server.
     pub endpoint: String,
-    /// `process_start_time_seconds` of its metrics, as written there.
+    /// `process_start_time_seconds` of the server's metrics, as written there.
     pub start: String,
 }
 
-/// The reason of a [`Readiness`] that no sidecar said: vLLM was asked itself, because that suffices.
+/// Reason of a [`ReadinessStatus`] that comes from vLLM itself, because no sidecar is needed to prove residency.
 pub const NO_SIDECAR: &str = "NoSidecar";
 
-/// The reason of a [`Readiness`] that is held back until the adapters that serve, or are required, are verified.
+/// Reason of a [`ReadinessStatus`] that is not ready until the serving and the required adapters are verified.
 pub const ADAPTERS_NOT_VERIFIED: &str = "AdaptersNotVerified";
 
-/// The reason of a [`Readiness`] while it is found out whether vLLM is still the one that was looked at.
+/// Reason of a [`ReadinessStatus`] while the sidecar checks whether the vLLM process is still the one it observed.
 pub const SUSPECT: &str = "Suspect";
 
-/// Whether requests may be sent to the server.
+/// Whether requests may be sent to the server, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReadinessStatus {
-    /// Whether they may.
+    /// Whether requests may be sent to the server.
     pub ready: bool,
-    /// Why not, or why so, as one CamelCase word.
+    /// Reason for `ready`, one word in CamelCase.
     pub reason: String,
-    /// The same in words.
+    /// Details of the reason, for people.
     pub message: String,
 }
 
 impl Default for ReadinessStatus {
     fn default() -> Self {
-        Self { ready: false, reason: "Starting".to_owned(), message: "the sidecar has not asked vLLM yet".to_owned() }
+        Self { ready: false, reason: "Starting".to_owned(), message: "the sidecar has not polled vLLM yet".to_owned() }
     }
 }
 
-/// The adapters file in force.
+/// Adapters file that is active in a sidecar, and the error of a newer one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigStatus {
-    /// The hash of the content in force (user's file and operator's key together).
+    /// Hash of the active content: the user's file and the key `rollora.yaml` together. Null before the first
+    /// valid content.
     pub hash: Option<ContentHash>,
-    /// Whether the operator's key is seen.
+    /// Whether the key `rollora.yaml` is present.
     pub operator_directives: bool,
-    /// Why newer content is not in force; the last good one stays.
+    /// Why newer content is not active. The last valid content stays active meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-// The operator keeps tens of thousands of them: what most do not have is in a box.
-/// One adapter on one server.
+// The operator keeps tens of thousands of these, so fields that are rarely set are boxed.
+/// State of one adapter on one server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct AdapterStatus {
-    /// The adapter.
+    /// Id of the adapter.
     pub id: AdapterId,
-    /// Where it stands.
+    /// State of the adapter on this server.
     pub state: AdapterState,
-    /// Where the file says it comes from.
+    /// Source of the adapter in the adapters file: a path or a hub name. Absent if the file does not list it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// What vLLM has it from, as it lists it; none while it is not registered.
+    /// Path from which vLLM loaded the adapter, as listed in `/v1/models`. Absent while it is not registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
-    /// Failed attempts since the entry or the server last changed.
+    /// Number of failed attempts since the entry or the server process last changed.
     #[serde(default)]
     pub attempts: u32,
-    /// What went wrong last, in words a person can act on.
+    /// Last error, with what a person can do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Box<ReportedError>>,
-    /// When it is tried again.
+    /// When the sidecar tries again. Absent if no retry is scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub next_try: Option<jiff::Timestamp>,
-    /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more): when they were
-    /// there that showed it, by the sidecar's clock, so not earlier than the use was.
+    /// When a request last used the adapter, according to vLLM's metrics, which show requests that generate two or more
+    /// tokens. This is the time at which the sidecar read the metrics that showed the use, by the sidecar's clock, so
+    /// it is never earlier than the use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub last_used: Option<jiff::Timestamp>,
-    /// What was brought of it from a hub, where the sidecar does that.
+    /// Progress of the download from a hub, if the sidecar downloads the adapter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fetch: Option<Box<FetchStatus>>,
 }
 
 impl AdapterStatus {
-    /// An adapter of which nothing else is known.
+    /// Creates the status of an adapter of which only the state is known.
     pub fn new(id: AdapterId, state: AdapterState) -> Self {
         Self {
             id,
@@ -163,63 +165,64 @@ impl AdapterStatus {
     }
 }
 
-/// How far the fetch of an adapter is.
+/// Progress of the download of an adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct FetchStatus {
-    /// Bytes that are there.
+    /// Number of bytes on disk.
     pub bytes: u64,
-    /// Bytes in all; none while they are not known.
+    /// Total number of bytes. Absent while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
-    /// The commit that the revision stood for, when it was fetched.
+    /// Commit that the revision resolved to at the time of the download.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
 }
 
-/// Where an adapter stands on one server.
+/// State of an adapter on one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum AdapterState {
-    /// Wanted; its turn comes.
+    /// Desired; queued for loading.
     Pending,
-    /// Wanted and governed by a Rollout that has not admitted it here.
+    /// Desired, but managed by a Rollout that has not admitted the adapter on this server.
     AwaitingAdmission,
-    /// It is brought from a hub into the folder that vLLM reads.
+    /// The sidecar downloads the adapter from a hub into the directory that vLLM reads.
     Fetching,
-    /// vLLM has been asked to load it.
+    /// vLLM is loading the adapter.
     Loading,
-    /// Registered, not proven yet.
+    /// Registered, but not verified with a completion yet.
     Loaded,
-    /// Registered, and a completion with it was answered.
+    /// Registered, and the server has answered a completion with the adapter.
     Verified,
-    /// Loading or proving it failed; tried again at `nextTry`.
+    /// Loading or verifying the adapter failed; the sidecar tries again at `nextTry`.
     Failed,
-    /// The server died while loading it or at its first use; not tried again before the operator has answered.
+    /// The server crashed while loading the adapter or at its first use. The sidecar waits for the operator's decision
+    /// before it tries again.
     ServerDied,
-    /// The server died twice over it: not tried again on this server.
+    /// The server crashed twice because of the adapter. The sidecar does not try again on this server.
     Quarantined,
-    /// The operator rejected it.
+    /// The operator rejected the adapter.
     Rejected,
-    /// Registered under this id from another source: nothing is done, use a new id.
+    /// The id is registered from another source. The sidecar does nothing: new weights need a new id.
     SourceChanged,
-    /// Its source is not among those that the sidecar was told to accept: neither fetched nor loaded.
+    /// The source is not among those that the sidecar accepts: the adapter is neither downloaded nor loaded.
     SourceRefused,
-    /// Unwanted, and it waits for the end of its use; or, whatever is wanted by now, an unload of it may still be done.
+    /// Not desired and waiting for the end of its use; or an unload may still be in progress, whatever is desired now.
     Unloading,
-    /// Unwanted by the file, held because the operator says that it is serving.
+    /// Under `ensureNotExist`, but kept loaded because the operator lists it as serving.
     UnloadHeld,
-    /// Not registered, and not wanted.
+    /// Neither registered nor desired.
     Gone,
-    /// Registered, and in neither list: left alone.
+    /// Registered, but in neither list: left unchanged.
     Unlisted,
-    /// Registered, and in both lists: left alone.
+    /// In both lists: neither loaded nor unloaded.
     InBothLists,
 }
 
 impl AdapterState {
-    /// Whether requests for the adapter are answered and nothing is about to change that.
+    /// Returns whether the server answers requests for the adapter and is not about to unload it.
     pub fn is_resident(self) -> bool {
         matches!(
             self,
@@ -228,24 +231,25 @@ impl AdapterState {
     }
 }
 
-/// What went wrong.
+/// Error of a server or an adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReportedError {
-    /// One CamelCase word, the class of the error.
+    /// Class of the error, one word in CamelCase.
     pub reason: String,
-    /// What happened, to what, and what to do.
+    /// What failed, on which object, why, and what to do.
     pub message: String,
 }
 
 impl ReportedError {
-    /// Whether the adapter itself is at fault, so that another try, here or on another server, cannot help.
+    /// Returns whether the adapter itself is at fault, so that no retry, on this or another server, can succeed.
     pub fn is_adapter_error(&self) -> bool {
         matches!(self.reason.as_str(), "RankTooHigh" | "BadAdapter" | "NameConflict")
     }
 
-    /// Whether it says nothing about the adapter, however often it happens: the hub is away, or the disk is full.
+    /// Returns whether the error says nothing about the adapter, however often it occurs: the hub is unreachable or
+    /// limits requests, or the disk is full.
     pub fn is_infrastructure_error(&self) -> bool {
         matches!(self.reason.as_str(), "HubUnreachable" | "HubRateLimited" | "HubError" | "Disk")
     }

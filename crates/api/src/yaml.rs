@@ -1,7 +1,7 @@
-//! Reading YAML strictly, with errors that say the line, the field and the fix.
+//! Strict YAML parsing, with errors that name the line, the field and the fix.
 //!
-//! Text is decoded by serde-saphyr into typed structs. [`tree`] reads the same text a second time into nodes that
-//! know their bytes; it serves error messages and the edit, never decoding.
+//! serde-saphyr decodes the text into typed structs. [`tree`] parses the same text a second time into nodes with byte
+//! ranges, which are used for error messages and edits, never for decoding.
 
 pub(crate) mod tree;
 
@@ -9,31 +9,32 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, granit_parser::ScanError};
 use tree::{Node, TreeError};
 
-/// Text that cannot be decoded.
+/// Error of a text that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct YamlError {
-    /// The line, from 1.
+    /// Line of the error, from 1; `None` if it is not known.
     pub(crate) line: Option<usize>,
-    /// The column in characters, from 1.
+    /// Column in characters, from 1; `None` if it is not known.
     pub(crate) column: Option<usize>,
-    /// The path of the field, for example `spec.strategy.steps[0].setWeight`; empty where there is none.
+    /// Path of the field, for example `spec.strategy.steps[0].setWeight`; empty if the error concerns no field.
     pub(crate) field: String,
     /// What is wrong and what to do.
     pub(crate) message: String,
 }
 
-/// The text without a byte order mark, which YAML allows and nobody sees.
+/// Removes a byte order mark, which YAML allows.
 pub(crate) fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
-/// Decodes exactly one document. Keys may not be written twice; `text` has no byte order mark.
+/// Decodes exactly one document, without duplicate keys. `text` must not begin with a byte order mark.
 pub(crate) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| to_yaml_error(&error, text))
 }
 
-/// `text` as a scalar in double quotes. What could be invisible, or a line break to some reader, is escaped.
+/// Formats `text` as a scalar in double quotes. Escapes characters that may be invisible or that some parsers take for
+/// a line break.
 pub(crate) fn quoted(text: &str) -> String {
     let escaped = |character: char| match (character, u32::from(character)) {
         ('"' | '\\', _) => format!("\\{character}"),
@@ -61,7 +62,7 @@ fn to_yaml_error(error: &Error, text: &str) -> YamlError {
     let offset = offset.and_then(|offset| usize::try_from(offset).ok());
     if let (Some(root), Some(offset)) = (tree, offset) {
         field = match (error, root.mapping_with_key_at(offset)) {
-            // A missing field is reported where the last key of its mapping stands.
+            // serde reports a missing field at the last key of its mapping; the mapping's own line is more useful.
             (Error::SerdeMissingField { field, .. }, Some((mapping, start))) => {
                 (line, column) = (Some(start), None);
                 tree::join_path(&mapping, field)
@@ -73,7 +74,7 @@ fn to_yaml_error(error: &Error, text: &str) -> YamlError {
     YamlError { line, column, field, message: error_message(error) }
 }
 
-/// Text that no reader of YAML understands: what the fields would mean does not matter then.
+/// Converts an error of the scanner. The field is not known, because the text is not YAML.
 fn scan_error(error: &ScanError) -> YamlError {
     let marker = error.marker();
     YamlError {
@@ -101,17 +102,17 @@ fn error_message(error: &Error) -> String {
         }
         Error::InvalidScalar { ty, .. } => format!("{} is expected here", expected_value(ty)),
         Error::InvalidBooleanStrict { .. } => format!("{} is expected here", expected_value("bool")),
-        Error::NullIntoString { .. } => "a text is expected here: write it, or remove the key".to_owned(),
+        Error::NullIntoString { .. } => "a string is expected here: write one, or remove the key".to_owned(),
         Error::Unexpected { expected: "mapping start", .. } => {
             "keys with values (`key: value`) are expected here".to_owned()
         }
         Error::Unexpected { expected: "sequence start", .. } => "a list (`- item`) is expected here".to_owned(),
-        Error::Unexpected { expected: "string scalar" | "scalar", .. } => "a text is expected here".to_owned(),
+        Error::Unexpected { expected: "string scalar" | "scalar", .. } => "a string is expected here".to_owned(),
         other => message_without_location(other),
     }
 }
 
-/// The error's own words, without the location that it appends.
+/// Returns the message of the error without the location that it appends.
 fn message_without_location(error: &Error) -> String {
     let message = error.to_string();
     match error.location() {
@@ -133,17 +134,17 @@ fn expected_value(rust_type: &str) -> &'static str {
     }
 }
 
-/// The nearest of the `known` names, or all of them.
+/// Suggests the nearest of the `known` names, or lists all of them if none is near.
 fn suggestion(written: &str, known: &[&str]) -> String {
     let nearest = known.iter().map(|name| (edit_distance(written, name), *name)).min();
     match nearest {
         Some((distance, name)) if distance <= 1 + name.len() / 4 => format!(": did you mean `{name}`?"),
-        Some(_) => format!(": known are {}", known.join(", ")),
+        Some(_) => format!(": expected one of {}", known.join(", ")),
         None => ": remove it".to_owned(),
     }
 }
 
-/// The number of characters to insert, remove or replace, upper and lower case taken as equal.
+/// Computes the Levenshtein distance, ignoring case.
 fn edit_distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.to_lowercase().chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();

@@ -1,19 +1,19 @@
-//! The edit of the adapters file: one entry moves, every other byte stays.
+//! Edits of the adapters file: move or add one entry and keep every other byte.
 //!
-//! The bytes of an entry are found in the parsed nodes ([`crate::yaml::tree`]) and moved as text, so nothing is ever
-//! written anew. Then the result is read again and compared with what was meant, node by node; where it differs,
-//! nothing is written and the error says why. A few shapes are refused on purpose: an entry with an anchor that others
-//! may refer to, and comments that would have to go into a list written in one line.
+//! The byte range of an entry comes from the parsed nodes ([`crate::yaml::tree`]) and is moved as text, so nothing is
+//! serialized again. The result is then parsed and compared with the intended content, node by node. If it differs, the
+//! edit returns an error instead of a text. A few shapes are rejected on purpose: an entry with an anchor that other
+//! entries may refer to, and comments that would have to move into a list written on one line.
 //!
-//! What belongs to an entry:
-//! - in a block list its lines, from the dash to its last value, with the comments in and behind them;
+//! An entry consists of:
+//! - in a block list, its lines from the dash to its last value, with the comments in and after them;
 //! - comment lines below it that are indented deeper than its dash;
-//! - comment lines directly above it, without a blank line between, that are indented as its dash is. If one of them
-//!   is an entry that is commented out (`# - id: …`), none of them belongs to it;
-//! - in a flow list the item with its comma, and the comment behind it where it has lines of its own.
+//! - comment lines directly above it, without a blank line between, that have the indentation of its dash. If one of
+//!   them is an entry that is commented out (`# - id: …`), none of them is part of this entry;
+//! - in a flow list, the item with its comma, and the comment after it if the item has its own lines.
 //!
-//! Everything else stays where it is. A list that becomes empty is written `[]`: nothing at all would be null, which
-//! the old lora-syncer refuses.
+//! All other text stays where it is. A list that becomes empty is written as `[]`: an absent value would be null, which
+//! lora-syncer rejects.
 
 mod insert;
 mod remove;
@@ -30,57 +30,57 @@ use crate::{
 use remove::EntryText;
 use source_text::{ListName, SourceText};
 
-/// Why a file was not edited. Nothing is written then.
+/// Why an edit of an adapters file failed. The file is left unchanged then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
-    /// The file cannot be read.
+    /// The file cannot be parsed.
     #[error("{0}")]
     Unreadable(#[from] AdaptersFileError),
     /// The id is in neither list.
     #[error("`{id}` is not listed, so there is no entry to move")]
     NotListed {
-        /// The id.
+        /// Id of the missing entry.
         id: AdapterId,
     },
     /// The id is in both lists.
     #[error("{0}")]
     InBothLists(InBothLists),
-    /// The id that is to be listed is there with another source, or retired.
+    /// The id to add is already listed: under `ensureExist` with another source, or under `ensureNotExist`.
     #[error(
         "line {line}: `{id}` is already listed under {list}, from `{present_source}`: use a new id, or change that entry by hand"
     )]
     AlreadyListed {
-        /// The id.
+        /// Id of the entry.
         id: AdapterId,
-        /// The list.
+        /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,
-        /// Its line.
+        /// Line of the entry, from 1.
         line: usize,
-        /// The source there.
+        /// Source of the listed entry.
         present_source: String,
     },
-    /// The entry has an anchor.
+    /// The entry has a YAML anchor.
     #[error(
         "line {line}: the entry of `{id}` has an anchor (`&name`) that other entries may refer to: move it by hand"
     )]
     Anchor {
-        /// The id.
+        /// Id of the entry.
         id: AdapterId,
-        /// The entry's line.
+        /// Line of the entry, from 1.
         line: usize,
     },
-    /// A form that is YAML, and too unusual to be edited.
+    /// The file is valid YAML, but uses a form that the edit does not support.
     #[error("line {line}: {what} cannot be edited in the form in which it is written: move the entry by hand")]
     UnsupportedForm {
-        /// The line.
+        /// Line of the unsupported part, from 1.
         line: usize,
-        /// What.
+        /// Name of the unsupported part.
         what: &'static str,
     },
-    /// Comments do not fit into the other list.
-    #[error("line {line}: the entry's comments have no place in a list written in one line: move the entry by hand")]
+    /// The entry has comments, which cannot move into a list written on one line.
+    #[error("line {line}: the entry's comments do not fit into a list written on one line: move the entry by hand")]
     CommentsLost {
-        /// The entry's line.
+        /// Line of the entry, from 1.
         line: usize,
     },
     /// The user's text is not a literal block of its ConfigMap.
@@ -88,21 +88,21 @@ pub enum EditError {
         "line {line}: `{key}` cannot be edited in the form in which it is written: write it as a block (`{key}: |`)"
     )]
     NotABlock {
-        /// The key.
+        /// Key in the ConfigMap's data.
         key: String,
-        /// Its line.
+        /// Line of the key, from 1.
         line: usize,
     },
-    /// The edited text does not say what it should.
+    /// The edited text does not parse to the intended content.
     #[error("{what} would not read back as intended after the edit: move the entry by hand")]
     RoundTripMismatch {
-        /// What.
+        /// Name of the part that differs.
         what: String,
     },
 }
 
 impl EditError {
-    /// The same with other lines.
+    /// Maps the line numbers of the error, for a text that is part of a larger file.
     pub(super) fn map_lines(mut self, map: impl Fn(usize) -> usize) -> Self {
         match &mut self {
             Self::AlreadyListed { line, .. }
@@ -113,37 +113,37 @@ impl EditError {
             }
             Self::Unreadable(error) => *error = error.clone().map_lines(map),
             Self::InBothLists(both) => *both = both.clone().map_lines(map),
-            // The line of the key is one of the whole file already.
+            // The line of the key already counts from the start of the whole file.
             Self::NotABlock { .. } | Self::NotListed { .. } | Self::RoundTripMismatch { .. } => {}
         }
         self
     }
 }
 
-/// Moves the entry of `id` from `ensureExist` to the end of `ensureNotExist`, which is made where it is missing.
-/// A text in which it already stands there alone comes back unchanged.
+/// Moves the entry of `id` from `ensureExist` to the end of `ensureNotExist`, which is created if it is missing.
+/// Returns the text unchanged if the entry is already there and only there.
 pub fn unlist(text: &str, id: &AdapterId) -> Result<String, EditError> {
     move_entry(text, id, ListName::Exist, ListName::NotExist)
 }
 
 /// Moves the entry of `id` from `ensureNotExist` back to the end of `ensureExist`.
-/// A text in which it already stands there alone comes back unchanged.
+/// Returns the text unchanged if the entry is already there and only there.
 pub fn relist(text: &str, id: &AdapterId) -> Result<String, EditError> {
     move_entry(text, id, ListName::NotExist, ListName::Exist)
 }
 
-/// Adds an entry for `id` from `source` at the end of `ensureExist`.
-/// A text in which it already stands there alone comes back unchanged.
+/// Adds an entry for `id` with `source` at the end of `ensureExist`.
+/// Returns the text unchanged if that entry already exists.
 pub fn add_entry(text: &str, id: &AdapterId, source: &str) -> Result<String, EditError> {
-    let (mark, text) = split_bom(text);
+    let (bom, text) = split_bom(text);
     let document = Document::read(text)?;
     for name in [ListName::NotExist, ListName::Exist] {
         let Some((_, node, entry)) = document.entry(name, id)? else { continue };
         if name == ListName::Exist && entry.source == source {
-            return Ok(format!("{mark}{text}"));
+            return Ok(format!("{bom}{text}"));
         }
-        let (list, source_there) = (name.key(), entry.source.clone());
-        return Err(EditError::AlreadyListed { id: id.clone(), list, line: node.line, present_source: source_there });
+        let (list, present_source) = (name.key(), entry.source.clone());
+        return Err(EditError::AlreadyListed { id: id.clone(), list, line: node.line, present_source });
     }
     let added = AdapterEntry { id: id.clone(), source: source.to_owned(), base_model: None, required: false };
     let mut intended = document.parsed.file.clone();
@@ -154,23 +154,23 @@ pub fn add_entry(text: &str, id: &AdapterId, source: &str) -> Result<String, Edi
     let (mut exist, not_exist, rest) =
         (document.items(ListName::Exist)?, document.items(ListName::NotExist)?, document.without_entries());
     let after = Document::reparse(&edited, id)?;
-    // The new entry has no node to compare with: the typed reading vouches for it.
+    // The new entry has no node to compare with; the comparison of the parsed files covers it.
     if let Some(last) = after.items(ListName::Exist)?.pop() {
         exist.push(last);
     }
     after.verify(&intended, &exist, &not_exist, &rest, id)?;
-    Ok(format!("{mark}{edited}"))
+    Ok(format!("{bom}{edited}"))
 }
 
 fn move_entry(text: &str, id: &AdapterId, from: ListName, to: ListName) -> Result<String, EditError> {
-    let (mark, text) = split_bom(text);
+    let (bom, text) = split_bom(text);
     let document = Document::read(text)?;
     if let Some(both) = document.parsed.in_both_lists.iter().find(|both| both.id == *id) {
         return Err(EditError::InBothLists(both.clone()));
     }
     let Some((index, node, entry)) = document.entry(from, id)? else {
         return match document.entry(to, id)? {
-            Some(_) => Ok(format!("{mark}{text}")),
+            Some(_) => Ok(format!("{bom}{text}")),
             None => Err(EditError::NotListed { id: id.clone() }),
         };
     };
@@ -190,7 +190,7 @@ fn move_entry(text: &str, id: &AdapterId, from: ListName, to: ListName) -> Resul
     lists[to.index()].push(node);
     let [exist, not_exist] = lists;
     Document::reparse(&edited, id)?.verify(&intended, &exist, &not_exist, &document.without_entries(), id)?;
-    Ok(format!("{mark}{edited}"))
+    Ok(format!("{bom}{edited}"))
 }
 
 fn split_bom(text: &str) -> (&str, &str) {
@@ -207,7 +207,7 @@ impl AdaptersFile {
     }
 }
 
-/// A file in its two readings: what it says, and where it says it.
+/// A file parsed twice: into typed content, and into nodes with byte ranges.
 struct Document<'t> {
     source: SourceText<'t>,
     parsed: ParsedAdaptersFile,
@@ -235,7 +235,7 @@ impl<'t> Document<'t> {
         Ok(source_text::list_items(self.config()?, list).iter().collect())
     }
 
-    /// The entry of `id`: its index, its node, and what it says.
+    /// Finds the entry of `id`: its index, its node, and its content.
     fn entry(&self, list: ListName, id: &AdapterId) -> Result<Option<(usize, &Node, &AdapterEntry)>, EditError> {
         let entries = match list {
             ListName::Exist => &self.parsed.file.ensure_exist,
@@ -243,7 +243,7 @@ impl<'t> Document<'t> {
         };
         let Some(index) = entries.iter().position(|entry| entry.id == *id) else { return Ok(None) };
         let items = source_text::list_items(self.config()?, list);
-        // Items that come from a reference (`models: *others`) have no place of their own.
+        // Items that come from an alias (`models: *others`) have no byte range of their own.
         match items
             .get(index)
             .filter(|item| items.len() == entries.len() && matches!(item.kind, NodeKind::Mapping { .. }))
@@ -253,7 +253,8 @@ impl<'t> Document<'t> {
         }
     }
 
-    /// Everything but the entries of the two lists; lists that say nothing else are as good as absent.
+    /// Returns the root without the entries of the two lists. Lists without other content are removed, because they are
+    /// equivalent to absent ones.
     fn without_entries(&self) -> Node {
         let mut root = self.root.clone();
         if let Some(NodeKind::Mapping { entries, .. }) =
@@ -272,7 +273,7 @@ impl<'t> Document<'t> {
         root
     }
 
-    /// Refuses a text that says anything else than what was meant.
+    /// Fails if the text has any other content than the intended one.
     fn verify(
         &self,
         file: &AdaptersFile,
@@ -281,14 +282,14 @@ impl<'t> Document<'t> {
         rest: &Node,
         id: &AdapterId,
     ) -> Result<(), EditError> {
-        let same = |items: Vec<&Node>, meant: &[&Node]| {
-            items.len() == meant.len() && items.iter().zip(meant).all(|(item, meant)| item.is_equivalent(meant))
+        let same = |items: Vec<&Node>, intended: &[&Node]| {
+            items.len() == intended.len() && items.iter().zip(intended).all(|(a, b)| a.is_equivalent(b))
         };
-        let as_meant = self.parsed.file == *file
+        let as_intended = self.parsed.file == *file
             && same(self.items(ListName::Exist)?, exist)
             && same(self.items(ListName::NotExist)?, not_exist)
             && self.without_entries().is_equivalent(rest);
-        if as_meant { Ok(()) } else { Err(round_trip_mismatch(id)) }
+        if as_intended { Ok(()) } else { Err(round_trip_mismatch(id)) }
     }
 }
 

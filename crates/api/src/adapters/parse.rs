@@ -1,5 +1,5 @@
-//! Reading the adapters file. Keys that are not known are allowed, as they always were; everything that is known is
-//! read strictly, because a list that is half understood would unload what somebody needs.
+//! Parser of the adapters file. Unknown keys are allowed, as lora-syncer allowed them. Known keys are parsed strictly,
+//! because a partly understood list would unload adapters that are in use.
 
 use super::{AdapterEntry, AdaptersFile};
 use crate::{
@@ -10,28 +10,28 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use std::{collections::HashMap, fmt};
 
-/// An adapters file as it was read, with what a person should know about it.
+/// A parsed adapters file with its warnings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ParsedAdaptersFile {
-    /// What the file says.
+    /// Content of the file.
     pub file: AdaptersFile,
-    /// Ids that stand in both lists. They are left alone: neither loaded nor unloaded.
+    /// Ids that are in both lists. They are neither loaded nor unloaded.
     pub in_both_lists: Vec<InBothLists>,
 }
 
-/// An id that stands in both lists.
+/// An id that is in both lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InBothLists {
-    /// The id.
+    /// Id of the two entries.
     pub id: AdapterId,
-    /// Its line under `ensureExist`.
+    /// Line of the id under `ensureExist`, from 1.
     pub exist_line: usize,
-    /// Its line under `ensureNotExist`.
+    /// Line of the id under `ensureNotExist`, from 1.
     pub not_exist_line: usize,
 }
 
 impl InBothLists {
-    /// The same with other lines.
+    /// Maps the line numbers, for a text that is part of a larger file.
     pub(super) fn map_lines(self, line: impl Fn(usize) -> usize) -> Self {
         Self { exist_line: line(self.exist_line), not_exist_line: line(self.not_exist_line), ..self }
     }
@@ -41,34 +41,34 @@ impl fmt::Display for InBothLists {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "line {}: `{}` is under ensureNotExist and, on line {}, under ensureExist too: it is left as it is until one \
-             of the two entries is removed",
+            "line {}: `{}` is under ensureNotExist and, on line {}, under ensureExist too: it is neither loaded nor \
+             unloaded until one of the two entries is removed",
             self.not_exist_line, self.id, self.exist_line
         )
     }
 }
 
-/// Why an adapters file cannot be read. The caller adds the file's name.
+/// Why an adapters file cannot be parsed. The caller adds the name of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdaptersFileError {
     line: Option<usize>,
     column: Option<usize>,
-    /// What is wrong there.
+    /// Kind of the error, with its details.
     pub kind: AdaptersFileErrorKind,
 }
 
 impl AdaptersFileError {
-    /// The line, from 1, where it is known.
+    /// Returns the line, from 1, if it is known.
     pub fn line(&self) -> Option<usize> {
         self.line
     }
 
-    /// The column in characters, from 1, where it is known.
+    /// Returns the column in characters, from 1, if it is known.
     pub fn column(&self) -> Option<usize> {
         self.column
     }
 
-    /// The same with other lines.
+    /// Maps the line numbers, for a text that is part of a larger file.
     pub(super) fn map_lines(mut self, line: impl Fn(usize) -> usize) -> Self {
         self.line = self.line.map(&line);
         if let AdaptersFileErrorKind::DuplicateId { first_line, .. } = &mut self.kind {
@@ -93,39 +93,39 @@ impl fmt::Display for AdaptersFileError {
 
 impl std::error::Error for AdaptersFileError {}
 
-/// What is wrong with an adapters file, and what to do.
+/// Kind of an error in an adapters file. Its text says what is wrong and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdaptersFileErrorKind {
-    /// Not YAML, or not of the expected shape.
+    /// The text is not YAML, or does not have the expected structure.
     #[error("{}{message}", if .field.is_empty() { String::new() } else { format!("{field}: ") })]
     Yaml {
-        /// The field, where it is known.
+        /// Path of the field; empty if it is not known.
         field: String,
         /// What is wrong and what to do.
         message: String,
     },
-    /// The root key is missing.
+    /// The root key `vLLMLoRAConfig` is missing.
     #[error("`vLLMLoRAConfig` is missing: put the adapters under this key at the top of the file")]
     MissingRoot,
     /// An entry lacks a field.
     #[error("an entry of {list} has no `{field}`: write it{}", if *.list == "ensureNotExist" { ", also here" } else { "" })]
     MissingField {
-        /// The list.
+        /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,
-        /// `id` or `source`.
+        /// Name of the missing field: `id` or `source`.
         field: &'static str,
     },
-    /// An id that cannot be used.
+    /// An id is not a valid name.
     #[error("{0}")]
     InvalidName(#[from] NameError),
-    /// An id stands twice in one list.
+    /// An id is listed twice in one list.
     #[error("`{id}` is listed twice under {list}, first on line {first_line}: remove one of the two entries")]
     DuplicateId {
-        /// The id.
+        /// Id of the two entries.
         id: AdapterId,
-        /// The list.
+        /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,
-        /// Where it stands first.
+        /// Line of the first entry, from 1.
         first_line: usize,
     },
     /// The file is a ConfigMap without the key.
@@ -133,23 +133,23 @@ pub enum AdaptersFileErrorKind {
         "the ConfigMap's data has no key `{key}`, it has {present_keys}: add it, or name the right one in `adaptersRef.key`"
     )]
     MissingKey {
-        /// The key that is looked for.
+        /// Key that the adapters file is expected under.
         key: String,
-        /// The keys there are.
+        /// Keys that the ConfigMap has, quoted and separated by commas, or `none`.
         present_keys: String,
     },
-    /// The ConfigMap's key holds something else than text.
-    #[error("`{key}` is not a text: write `{key}: |` and the adapters indented under it")]
+    /// The value of the ConfigMap's key is not a string.
+    #[error("`{key}` is not a string: write `{key}: |` and the adapters indented under it")]
     NotText {
-        /// The key.
+        /// Key in the ConfigMap's data.
         key: String,
     },
 }
 
 impl From<YamlError> for AdaptersFileError {
     fn from(error: YamlError) -> Self {
-        let problem = AdaptersFileErrorKind::Yaml { field: error.field, message: error.message };
-        Self { line: error.line, column: error.column, kind: problem }
+        let kind = AdaptersFileErrorKind::Yaml { field: error.field, message: error.message };
+        Self { line: error.line, column: error.column, kind }
     }
 }
 
@@ -186,7 +186,7 @@ struct RawEntry {
 }
 
 impl AdaptersFile {
-    /// Reads the text of the user's key. For a file that may also be a whole ConfigMap, see
+    /// Parses the text of a plain adapters file. For a file that may also be a whole ConfigMap, see
     /// [`AdaptersText`](super::AdaptersText).
     pub fn parse(text: &str) -> Result<ParsedAdaptersFile, AdaptersFileError> {
         let raw: RawRoot = yaml::decode(yaml::without_bom(text))?;
@@ -217,7 +217,7 @@ impl AdaptersFile {
     }
 }
 
-/// One list, and on which line each id stands.
+/// One list, with the line of each id.
 struct ParsedList {
     entries: Vec<AdapterEntry>,
     lines: HashMap<AdapterId, usize>,

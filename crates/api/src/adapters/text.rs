@@ -1,6 +1,6 @@
-//! The adapters file as a person keeps it: plain, or wrapped in its ConfigMap.
+//! The adapters file as stored: plain, or wrapped in its ConfigMap.
 //!
-//! Invariant: putting an edited inner text back changes only the lines of the ConfigMap that the edit changed.
+//! Invariant: replacing the inner text changes only those lines of the ConfigMap that differ.
 
 use super::{AdaptersFile, AdaptersFileError, AdaptersFileErrorKind, ParsedAdaptersFile, edit::EditError};
 use crate::yaml::{
@@ -10,61 +10,61 @@ use crate::yaml::{
 use serde_saphyr::granit_parser::ScalarStyle;
 use std::collections::{HashMap, VecDeque};
 
-/// The whole text of an adapters file, and where the user's part of it is.
+/// The whole text of an adapters file, with the position of the user's text in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdaptersText {
     text: String,
     config_map_value: Option<ConfigMapValue>,
 }
 
-/// Where the user's text stands in its ConfigMap.
+/// Position of the user's text in its ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ConfigMapValue {
     key: String,
     inner: String,
-    /// The line of the key.
+    /// Line of the key, from 1.
     key_line: usize,
-    /// The lines of the value; none where it is not a literal block (`|`).
+    /// Lines of the value; `None` if it is not a literal block (`|`).
     block: Option<LiteralBlock>,
 }
 
-/// A literal block, which has one line for every line of its value.
+/// A literal block, which has exactly one line for each line of its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LiteralBlock {
     /// Index of the first line, from 0.
     first_line: usize,
-    /// How many lines.
     line_count: usize,
-    /// What stands before every line that is not blank.
+    /// Indentation of each line that is not blank.
     indent: String,
 }
 
 impl AdaptersText {
-    /// Takes the text of a file. Where it is a ConfigMap, the user's text is under `key` of its data.
+    /// Wraps the text of a file. If it is a ConfigMap, the user's text is the value of `key` in its data.
     pub fn new(text: impl Into<String>, key: &str) -> Result<Self, AdaptersFileError> {
         let text = text.into();
-        let wrapping = match Node::parse(yaml::without_bom(&text)) {
+        let config_map_value = match Node::parse(yaml::without_bom(&text)) {
             Ok(Some(root)) if root.get("kind").and_then(Node::text) == Some("ConfigMap") => {
                 Some(ConfigMapValue::find(&text, &root, key)?)
             }
             Err(TreeError::SecondDocument(line)) => return Err(second_document_error(line)),
-            // What is wrong with text that is not YAML is said by the strict parser, in `parse`.
+            // `parse` reports text that is not YAML, with better messages.
             Ok(_) | Err(TreeError::Scan(_)) => None,
         };
-        Ok(Self { text, config_map_value: wrapping })
+        Ok(Self { text, config_map_value })
     }
 
-    /// The whole text.
+    /// Returns the whole text, including the ConfigMap around the user's text.
     pub fn full_text(&self) -> &str {
         &self.text
     }
 
-    /// The user's text: what stands under the key, or everything.
+    /// Returns the user's text: the value of the ConfigMap's key, or the whole text of a plain file.
     pub fn inner(&self) -> &str {
-        self.config_map_value.as_ref().map_or(&self.text, |wrapping| &wrapping.inner)
+        self.config_map_value.as_ref().map_or(&self.text, |value| &value.inner)
     }
 
-    /// Reads the user's text. Lines in errors and in [`Parsed::in_both`] are those of the whole file.
+    /// Parses the user's text. Line numbers in errors and in [`ParsedAdaptersFile::in_both_lists`] count from the start
+    /// of the whole file.
     pub fn parse(&self) -> Result<ParsedAdaptersFile, AdaptersFileError> {
         let line = |line| self.file_line(line);
         let mut parsed = AdaptersFile::parse(self.inner()).map_err(|error| error.map_lines(line))?;
@@ -72,7 +72,7 @@ impl AdaptersText {
         Ok(parsed)
     }
 
-    /// The line of the whole file on which line `inner` of the user's text stands.
+    /// Converts line `inner` of the user's text to a line of the whole file, both from 1.
     pub fn file_line(&self, inner: usize) -> usize {
         match &self.config_map_value {
             None => inner,
@@ -81,28 +81,29 @@ impl AdaptersText {
         }
     }
 
-    /// A refusal of an edit of the user's text, with the lines of the whole file.
+    /// Converts the line numbers of an edit error from the user's text to the whole file.
     pub fn map_error_lines(&self, error: EditError) -> EditError {
         error.map_lines(|line| self.file_line(line))
     }
 
-    /// The whole text with `inner` in the place of the user's text.
+    /// Returns the whole text with the user's text replaced by `inner`. Fails if the ConfigMap does not have the text
+    /// as a literal block, or if the result would not parse back to `inner`.
     pub fn with_inner(&self, inner: &str) -> Result<String, EditError> {
-        let Some(wrapping) = &self.config_map_value else { return Ok(inner.to_owned()) };
-        if inner == wrapping.inner {
+        let Some(value) = &self.config_map_value else { return Ok(inner.to_owned()) };
+        if inner == value.inner {
             return Ok(self.text.clone());
         }
-        let block = wrapping
+        let block = value
             .block
             .as_ref()
-            .ok_or_else(|| EditError::NotABlock { key: wrapping.key.clone(), line: wrapping.key_line })?;
-        let edited = block.replace(&self.text, &wrapping.inner, inner);
-        let read_back = Self::new(edited.clone(), &wrapping.key);
-        // Blank lines at the end belong to the value or not, as the block's header says; they are kept in any case.
+            .ok_or_else(|| EditError::NotABlock { key: value.key.clone(), line: value.key_line })?;
+        let edited = block.replace(&self.text, &value.inner, inner);
+        let read_back = Self::new(edited.clone(), &value.key);
+        // The block's header decides whether blank lines at the end are part of the value; they are kept in any case.
         let content = |text: &str| text.trim_end_matches('\n').to_owned();
         match read_back.as_ref().map(|text| content(text.inner())) {
             Ok(read_back) if read_back == content(inner) => Ok(edited),
-            _ => Err(EditError::RoundTripMismatch { what: format!("the block under `{}`", wrapping.key) }),
+            _ => Err(EditError::RoundTripMismatch { what: format!("the block under `{}`", value.key) }),
         }
     }
 }
@@ -116,12 +117,12 @@ impl ConfigMapValue {
     fn find(text: &str, root: &Node, key: &str) -> Result<Self, AdaptersFileError> {
         let data = root.entry("data");
         let Some((key_node, value)) = data.and_then(|(_, data)| data.entry(key)) else {
-            let there = data.map(|(_, data)| list_keys(data)).unwrap_or_default();
-            let there = if there.is_empty() { "none".to_owned() } else { there };
+            let present_keys = data.map(|(_, data)| list_keys(data)).unwrap_or_default();
+            let present_keys = if present_keys.is_empty() { "none".to_owned() } else { present_keys };
             let line = data.map_or(root.line, |(data, _)| data.line);
             return Err(AdaptersFileError::at(
                 line,
-                AdaptersFileErrorKind::MissingKey { key: key.to_owned(), present_keys: there },
+                AdaptersFileErrorKind::MissingKey { key: key.to_owned(), present_keys },
             ));
         };
         let NodeKind::Scalar { value: inner, style } = &value.kind else {
@@ -140,7 +141,7 @@ fn list_keys(data: &Node) -> String {
 }
 
 impl LiteralBlock {
-    /// The block with the value `inner` whose first line that is not blank is line `line` (from 1) of `text`.
+    /// Finds the block with the value `inner`. Its first line that is not blank is line `line`, from 1, of `text`.
     fn find(text: &str, inner: &str, line: usize) -> Option<Self> {
         let values: Vec<&str> = inner.lines().collect();
         let blank = values.iter().position(|value| !value.is_empty())?;
@@ -155,13 +156,13 @@ impl LiteralBlock {
         faithful.then(|| Self { first_line: first, line_count: values.len(), indent: indent.to_owned() })
     }
 
-    /// `text` with the lines of `inner` in the place of those of `old`; lines that both have keep their bytes.
+    /// Returns `text` with the lines of `old` replaced by those of `inner`. Lines that both have keep their bytes.
     fn replace(&self, text: &str, old: &str, inner: &str) -> String {
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
         let (before, rest) = lines.split_at(self.first_line.min(lines.len()));
         let (block, after) = rest.split_at(self.line_count.min(rest.len()));
         let ending = if block.first().is_some_and(|line| line.ends_with("\r\n")) { "\r\n" } else { "\n" };
-        // Equal values have equal bytes but for blank lines and line endings: those are taken in their order.
+        // Lines with equal values differ only in blank lines and line endings; these are reused in their order.
         let mut kept: HashMap<&str, VecDeque<&str>> = HashMap::new();
         for (line, value) in block.iter().zip(old.lines()) {
             kept.entry(value).or_default().push_back(line);
@@ -172,7 +173,7 @@ impl LiteralBlock {
             None => format!("{}{value}{ending}", self.indent),
         };
         let mut edited: Vec<String> = inner.lines().map(line).collect();
-        // A file without a final newline keeps going without one; a line that is last no more gets one.
+        // A file without a final newline stays without one; a line that is no longer the last one gets one.
         let open_end = after.is_empty() && !text.ends_with('\n');
         let last = edited.len().saturating_sub(1);
         for (index, line) in edited.iter_mut().enumerate() {

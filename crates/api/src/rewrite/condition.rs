@@ -1,19 +1,19 @@
-//! The conditions of a rewrite, and their reasons. Upstream names the type `Accepted` with its reasons `Accepted` and
-//! `Pending`, and writes none.
+//! Condition types and reasons of an InferenceModelRewrite. Upstream defines the type `Accepted` with the reasons
+//! `Accepted` and `Pending`, but does not write it.
 
-/// Its pool is there, and a rule of it is in force.
+/// The rewrite's pool exists, and at least one of its rules is active.
 pub const ACCEPTED: &str = "Accepted";
-/// A rule of it has no effect on a model, because another one is in force for that.
+/// At least one rule of the rewrite has no effect on a model, because another rewrite's rule is active for it.
 pub const CONFLICTED: &str = "Conflicted";
 
-/// The reasons.
+/// Reasons of these conditions.
 pub mod reason {
-    /// It is in force.
+    /// At least one rule of the rewrite is active, or the rewrite has no rules.
     pub const ACCEPTED: &str = "Accepted";
-    /// Its pool is not there.
+    /// The namespace has no InferencePool of the name in `spec.poolRef`.
     pub const PENDING: &str = "Pending";
-    /// Another rule is in force.
+    /// Another rewrite's rule is active instead.
     pub const SHADOWED_BY: &str = "ShadowedBy";
-    /// All of its rules are in force.
+    /// Every rule of the rewrite is active.
     pub const NO_CONFLICT: &str = "NoConflict";
 }

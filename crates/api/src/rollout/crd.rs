@@ -1,37 +1,37 @@
-//! The CustomResourceDefinition of Rollouts, made from the Rust types.
+//! CustomResourceDefinition of Rollouts, generated from the Rust types.
 
 use super::spec::RolloutResource;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::{Map, Value};
 
-/// The definition, as it is installed.
+/// Returns the definition as installed on a cluster.
 pub fn definition() -> Result<CustomResourceDefinition, serde_json::Error> {
     serde_json::from_value(normalize(serde_json::to_value(RolloutResource::crd())?))
 }
 
-/// The definition as the text of `crds/rollouts.rollora.dev.yaml`.
+/// Returns the definition as the text of `crds/rollouts.rollora.dev.yaml`.
 pub fn yaml() -> Result<String, CrdError> {
     let text = serde_saphyr::to_string(&normalize(serde_json::to_value(RolloutResource::crd())?))?;
-    Ok(format!("# Made from the Rust types by `cargo xtask crds`: changes made here are undone.\n{text}"))
+    Ok(format!("# Generated from the Rust types by `cargo xtask crds`. Do not edit.\n{text}"))
 }
 
-/// The definition cannot be written. Only a mistake in the types can cause this, and a test would show it.
+/// Failure to serialize the definition. Only a mistake in the types can cause it, which a test would show.
 #[derive(Debug, thiserror::Error)]
 pub enum CrdError {
-    /// As JSON.
-    #[error("cannot write the definition of Rollouts: {0}")]
+    /// Serialization as JSON failed.
+    #[error("cannot serialize the CustomResourceDefinition of Rollouts: {0}")]
     Json(#[from] serde_json::Error),
-    /// As YAML.
-    #[error("cannot write the definition of Rollouts: {0}")]
+    /// Serialization as YAML failed.
+    #[error("cannot serialize the CustomResourceDefinition of Rollouts: {0}")]
     Yaml(#[from] serde_saphyr::SerializeError),
 }
 
-/// What the derives say more than is meant:
+/// Corrects what the derives generate:
 /// - Absent and null mean the same to Rollora, so no field is nullable: the API server then drops nulls before it
 ///   applies defaults and rules.
-/// - Only the operator writes the status, so nothing is filled in or refused there by rules.
-/// - Bounds are whole numbers.
+/// - Only the operator writes the status, so it has no defaults and no rules.
+/// - Bounds are written as integers.
 fn normalize(mut definition: Value) -> Value {
     for version in definition.pointer_mut("/spec/versions").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(root) = version.pointer_mut("/schema/openAPIV3Schema") else { continue };
@@ -53,7 +53,7 @@ fn normalize(mut definition: Value) -> Value {
     definition
 }
 
-/// The whole number that is written as a floating-point one.
+/// Returns the integer that a floating-point number equals, or `None` if it has a fraction.
 fn as_integer(number: f64) -> Option<i64> {
     format!("{number:.0}").parse().ok().filter(|whole: &i64| whole.to_string() == number.to_string())
 }

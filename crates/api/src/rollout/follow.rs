@@ -1,23 +1,23 @@
-//! `spec.adapter.follow`: which of the listed ids is the highest.
+//! Resolution of `spec.adapter.follow`: finds the highest of the listed ids.
 //!
-//! Versions compare as numbers between dots, of any length: `v2` is below `v10`, `1.2` below `1.2.0`. Ids that differ
-//! only in leading zeros (`v2`, `v02`) are ordered by their text, so that the order is total and every operator finds
-//! the same id, however the file is ordered.
+//! Versions are compared number by number, separated by dots, with numbers of any length: `v2` is lower than `v10`, and
+//! `1.2` lower than `1.2.0`. Ids that differ only in leading zeros (`v2`, `v02`) are ordered by their text. The order
+//! is therefore total, and every operator finds the same id, whatever the order of the file.
 
 use super::spec::VersionOrder;
 use crate::names::AdapterId;
 use std::cmp::Ordering;
 
-/// What a pattern resolves to.
+/// Result of resolving a pattern.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Resolution {
-    /// The highest id; none where no id matches with a version.
+    /// Highest matching id; `None` if no id matches the pattern with a valid version.
     pub id: Option<AdapterId>,
-    /// Ids that match the pattern but whose version is not of digits and dots, in the order they were given.
+    /// Ids that match the pattern but whose version is not made of digits and dots, in the given order.
     pub ignored: Vec<AdapterId>,
 }
 
-/// The highest of `ids` that match `pattern`, in which `*` stands once for the version.
+/// Finds the highest of the `ids` that match `pattern`, in which exactly one `*` stands for the version.
 pub fn highest_version<'a>(
     pattern: &str,
     order: VersionOrder,
@@ -34,27 +34,27 @@ pub fn highest_version<'a>(
             Some(Some(version)) if best.as_ref().is_none_or(|(highest, _)| version > *highest) => {
                 best = Some((version, id));
             }
-            // Not of the pattern, or lower.
+            // The id does not match the pattern, or its version is lower.
             None | Some(Some(_)) => {}
         }
     }
     Resolution { id: best.map(|(_, id)| id.clone()), ignored }
 }
 
-/// A version of digits and dots.
+/// A version made of digits and dots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct NumericVersion<'a> {
     text: &'a str,
 }
 
 impl<'a> NumericVersion<'a> {
-    /// One or more numbers with single dots between them.
+    /// Parses one or more numbers with single dots between them.
     fn parse(text: &'a str) -> Option<Self> {
         let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         text.split('.').all(number).then_some(Self { text })
     }
 
-    /// The numbers without leading zeros, each with its length first: so they compare as numbers of any length.
+    /// Returns the numbers without leading zeros, each after its length: compared like this, their length is unlimited.
     fn numbers(&self) -> impl Iterator<Item = (usize, &'a str)> + use<'a> {
         self.text.split('.').map(|part| {
             let digits = part.trim_start_matches('0');
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_number_wins() {
+    fn highest_number_wins() {
         let cases: &[(&str, &[&str], Option<&str>)] = &[
             ("a-v*", &["a-v1", "a-v2"], Some("a-v2")),
             ("a-v*", &["a-v10", "a-v2", "a-v9"], Some("a-v10")),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_version_is_reported_and_what_does_not_match_is_not() {
+    fn matching_ids_without_a_valid_version_are_reported() {
         let names = ["a-v1", "a-vnext", "b-v7", "a-v", "a-v1.", "a-v1..2", "a-v2-rc1", "a-v٣"];
         let (id, ignored) = resolve_ids("a-v*", &names);
         assert_eq!(id.as_deref(), Some("a-v1"));
@@ -120,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_order_of_the_file_does_not_matter(
+        fn file_order_does_not_matter(
             mut versions in prop::collection::hash_set("[0-9]{1,3}(\\.[0-9]{1,3}){0,2}", 1..8)
                 .prop_map(|set| set.into_iter().map(|version| format!("a-v{version}")).collect::<Vec<_>>())
         ) {
@@ -135,7 +135,7 @@ mod tests {
         }
 
         #[test]
-        fn numbers_compare_as_numbers(left in any::<u64>(), right in any::<u64>()) {
+        fn versions_compare_numerically(left in any::<u64>(), right in any::<u64>()) {
             let (one, two) = (left.to_string(), right.to_string());
             prop_assert_eq!(NumericVersion::parse(&one).unwrap().cmp(&NumericVersion::parse(&two).unwrap()), left.cmp(&right));
         }

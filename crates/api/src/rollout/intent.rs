@@ -1,39 +1,40 @@
-//! What a person asks of a Rollout once: the annotation `rollora.dev/intent`, consumed exactly once.
+//! Intents: actions that a person requests through the annotation `rollora.dev/intent`. The operator consumes each
+//! exactly once.
 
 use super::Rollout;
 use crate::names::INTENT_ANNOTATION;
 use serde::{Deserialize, Serialize};
 
-/// One wish, with what the person saw when they said it.
+/// One requested action, with the revision and the step that the person saw when they requested it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intent {
-    /// Unique; the status remembers the last one that was consumed.
+    /// Unique id. `status.lastAction` holds the id of the last intent that was consumed.
     pub id: String,
-    /// What to do.
+    /// Action that the person requests.
     pub verb: IntentKind,
     /// `status.revision.number` that the person saw.
     pub revision: i64,
-    /// `status.step.index` that the person saw; `promote` is refused when the step has moved on.
+    /// `status.step.index` that the person saw. `promote` is refused if the Rollout is in another step by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<i32>,
-    /// Who asks, as they say themselves.
+    /// Person who requests the action, as stated by the client. Not authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_by: Option<String>,
 }
 
-/// Why a wish is not taken.
+/// Refusal of an intent while an earlier one is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` was asked before and is not answered yet: wait for it, or abort", self.0.cli_name())]
+#[error("`{}` was requested before and is still pending: wait for its outcome, or abort", self.0.cli_name())]
 pub struct IntentPending(pub IntentKind);
 
-/// An annotation that is no wish.
+/// Error of an annotation that cannot be parsed as an intent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the annotation {INTENT_ANNOTATION} cannot be read: {0}")]
 pub struct IntentParseError(String);
 
 impl Intent {
-    /// Whether it may be written on `rollout`: one that was not consumed yet may be replaced only by an abort.
+    /// Checks that this intent may be written on `rollout`: only an abort may replace an intent that is still pending.
     pub fn check_allowed(&self, rollout: &Rollout) -> Result<(), IntentPending> {
         match Self::pending(rollout) {
             Ok(Some(pending)) if self.verb != IntentKind::Abort => Err(IntentPending(pending.verb)),
@@ -41,31 +42,31 @@ impl Intent {
         }
     }
 
-    /// What was asked and not consumed yet, or why that cannot be read.
+    /// Returns the intent of `rollout` that is not consumed yet, or why the annotation cannot be parsed.
     pub fn pending(rollout: &Rollout) -> Result<Option<Self>, IntentParseError> {
         let Some(text) = rollout.metadata.annotations.get(INTENT_ANNOTATION) else { return Ok(None) };
-        let asked: Self = serde_json::from_str(text).map_err(|error| IntentParseError(error.to_string()))?;
+        let intent: Self = serde_json::from_str(text).map_err(|error| IntentParseError(error.to_string()))?;
         let last = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
-        Ok(last.is_none_or(|last| last.id != asked.id).then_some(asked))
+        Ok(last.is_none_or(|last| last.id != intent.id).then_some(intent))
     }
 }
 
-/// What to do. An open-ended list.
+/// Action that a person can request. More values may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IntentKind {
-    /// End the pause that the person saw.
+    /// Ends the pause that the person saw.
     Promote,
-    /// Skip all steps that are left; the gates stay.
+    /// Skips all remaining steps. The checks of residency and routers still apply.
     PromoteFull,
-    /// Give all traffic back to stable.
+    /// Moves all traffic back to stable and rejects the desired adapter.
     Abort,
-    /// Try a rejected adapter again.
+    /// Tries a rejected adapter again.
     Retry,
 }
 
 impl IntentKind {
-    /// As people type it.
+    /// Returns the `rollora` command that requests this action.
     pub fn cli_name(self) -> &'static str {
         match self {
             Self::Promote => "promote",

@@ -1,4 +1,4 @@
-//! Reading a Rollout from a file: everything that is wrong is said with its line, its field and the fix.
+//! Parses a Rollout from a file. Each error names the line, the field and the fix.
 
 use super::Rollout;
 use crate::{
@@ -7,19 +7,19 @@ use crate::{
 };
 use std::fmt;
 
-/// Why a Rollout cannot be used. The caller adds the file's name.
+/// Errors of a Rollout file. The caller adds the name of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RolloutError {
-    /// Everything that is wrong, at least one.
+    /// All errors that were found, at least one.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// One thing that is wrong.
+/// One error of a Rollout file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// The line, from 1; none where it is not known.
+    /// Line number, from 1; `None` if it is not known.
     pub line: Option<usize>,
-    /// The path of the field, for example `spec.strategy.steps[0].setWeight`; empty where there is none.
+    /// Path of the field, for example `spec.strategy.steps[0].setWeight`; empty if the error concerns no field.
     pub field: String,
     /// What is wrong and what to do.
     pub message: String,
@@ -30,17 +30,17 @@ impl RolloutError {
         Self { diagnostics: vec![Diagnostic { line, field: field.to_owned(), message: message.into() }] }
     }
 
-    /// The line of the first thing that is wrong.
+    /// Returns the line of the first error, from 1, if it is known.
     pub fn line(&self) -> Option<usize> {
-        self.diagnostics.first().and_then(|problem| problem.line)
+        self.diagnostics.first().and_then(|diagnostic| diagnostic.line)
     }
 }
 
 impl fmt::Display for RolloutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.diagnostics.iter().enumerate() {
+        for (index, diagnostic) in self.diagnostics.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{problem}")?;
+            write!(f, "{separator}{diagnostic}")?;
         }
         Ok(())
     }
@@ -61,7 +61,7 @@ impl fmt::Display for Diagnostic {
 impl std::error::Error for RolloutError {}
 
 impl Rollout {
-    /// Reads and validates one Rollout.
+    /// Parses and validates one Rollout, reporting all errors of validation together.
     pub fn from_yaml(text: &str) -> Result<Self, RolloutError> {
         let text = yaml::without_bom(text);
         let root = Node::parse(text).ok().flatten();
@@ -71,21 +71,22 @@ impl Rollout {
         }
         let rollout: Self =
             yaml::decode(text).map_err(|error| RolloutError::single(error.line, &error.field, error.message))?;
-        let problems: Vec<Diagnostic> = rollout
+        let diagnostics: Vec<Diagnostic> = rollout
             .validate()
             .into_iter()
             .map(|error| Diagnostic { line: line_of(&error.path), field: error.path, message: error.message })
             .collect();
-        if problems.is_empty() { Ok(rollout) } else { Err(RolloutError { diagnostics: problems }) }
+        if diagnostics.is_empty() { Ok(rollout) } else { Err(RolloutError { diagnostics }) }
     }
 }
 
-/// The line, from 1, on which `field` stands in a Rollout's text, or where it would have to stand.
+/// Returns the line, from 1, of `field` in the text of a Rollout, or of the innermost parent that exists. Returns
+/// `None` if the text is not YAML.
 pub fn line_of_field(text: &str, field: &str) -> Option<usize> {
     Node::parse(yaml::without_bom(text)).ok().flatten().map(|root| root.line_of(field))
 }
 
-/// Says first that the file is something else: everything after that would only confuse.
+/// Rejects other kinds of objects first: errors about their fields would only confuse.
 fn check_kind(root: &Node) -> Result<(), RolloutError> {
     for (field, expected) in [("kind", "Rollout"), ("apiVersion", API_VERSION)] {
         let found = root.get(field).and_then(Node::text);

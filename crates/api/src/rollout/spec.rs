@@ -1,13 +1,15 @@
-//! `spec` of a Rollout.
+//! The `spec` of a Rollout.
 //!
-//! With the feature `kube` the types carry the schema and the rules of the custom resource. Enums are closed in the
-//! schema of the spec: a value that this version cannot act on is refused when it is written, not when it is needed.
-//! Later versions may add values, so clients must accept ones that they do not know.
+//! With the feature `kube` the types also carry the schema and the CEL rules of the custom resource. Their doc comments
+//! are the descriptions that `kubectl explain` prints.
+//!
+//! Enums are closed in the schema of the spec: the API server rejects a value that this version cannot act on. Later
+//! versions may add values, so clients must accept values that they do not know.
 
 #![cfg_attr(
     feature = "kube",
-    allow(unreachable_pub, reason = "`KubeSchema` repeats the types, as public as they are, inside of functions"),
-    allow(clippy::duplicated_attributes, reason = "every printed column says its type again")
+    allow(unreachable_pub, reason = "`KubeSchema` repeats the types inside functions and keeps their visibility"),
+    allow(clippy::duplicated_attributes, reason = "every printer column repeats its type")
 )]
 
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What a person wants of one client-facing model name.
+/// Desired state: which adapter serves one client-facing model name, and how traffic moves to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(kube::CustomResource, kube::KubeSchema))]
 #[cfg_attr(
@@ -33,8 +35,8 @@ use serde::{Deserialize, Serialize};
         shortname = "lro",
         status = "super::status::RolloutStatus",
         derive = "PartialEq",
-        // With both adapters a line is as long as a terminal is wide: what most Rollouts are called after, and what it
-        // waits for, only with `-o wide`.
+        // The two adapter columns fill the width of a terminal. The model, which usually repeats the Rollout's name,
+        // and the message are shown only with `-o wide`.
         printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
         printcolumn(name = "Step", type_ = "string", json_path = ".status.summary.step"),
         printcolumn(name = "Weight", type_ = "string", json_path = ".status.summary.weight"),
@@ -46,16 +48,16 @@ use serde::{Deserialize, Serialize};
     ),
     x_kube(
         validation = Rule::new("self.model == oldSelf.model")
-            .message("spec.model cannot be changed: make another Rollout"),
+            .message("spec.model cannot be changed: create another Rollout"),
         validation = Rule::new("self.poolRef == oldSelf.poolRef")
-            .message("spec.poolRef cannot be changed: make another Rollout"),
+            .message("spec.poolRef cannot be changed: create another Rollout"),
         validation = Rule::new(
             "has(self.rewriteRef) == has(oldSelf.rewriteRef) \
              && (!has(self.rewriteRef) || self.rewriteRef == oldSelf.rewriteRef)"
         )
-        .message("spec.rewriteRef cannot be changed: make another Rollout"),
+        .message("spec.rewriteRef cannot be changed: create another Rollout"),
         validation = Rule::new("!has(self.adapter.id) || self.adapter.id != self.model")
-            .message("spec.adapter.id: an adapter cannot have the name that clients send"),
+            .message("spec.adapter.id: an adapter id cannot equal spec.model, the name that clients send"),
         validation = Rule::new(
             "!has(self.adapter.follow) || size(self.adapter.follow.pattern.split('*')) != 2 \
              || !(self.model.startsWith(self.adapter.follow.pattern.split('*')[0]) \
@@ -67,35 +69,37 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RolloutSpec {
-    /// The name that clients send. Immutable.
+    /// Model name that clients send in requests. Immutable.
     pub model: ModelName,
-    /// The InferencePool whose servers hold the adapters. Immutable.
+    /// InferencePool whose servers load the adapters. Immutable.
     pub pool_ref: PoolRef,
-    /// Which adapter should serve the name: exactly one of `follow` and `id`.
+    /// Which adapter serves the model name. Exactly one of `follow` and `id` must be set.
     pub adapter: AdapterChoice,
-    /// The ConfigMap that lists the adapters.
+    /// ConfigMap that lists the adapters of the pool.
     pub adapters_ref: AdaptersRef,
-    /// The rewrite that carries the weights; the Rollout's name where absent. Immutable.
+    /// InferenceModelRewrite that carries the traffic weights. Defaults to the one with the Rollout's own name.
+    /// Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewrite_ref: Option<RewriteRef>,
-    /// Who executes the rewrite: never found out, always said. More kinds may be added.
+    /// Which component applies the rewrite to requests: `ExtProc` (default) or `EndpointPicker`. Not auto-detected.
+    /// More values may be added.
     #[serde(default)]
     pub router: RouterKind,
-    /// What counts as having an adapter. More proofs may be added.
+    /// Proof that a server has loaded an adapter: `Verified` (default) or `Registered`. More values may be added.
     #[serde(default)]
     pub residency: ResidencyProof,
-    /// The steps, and what to do when one fails.
+    /// Steps of a rollout, and what happens when a step fails.
     #[serde(default)]
     pub strategy: Strategy,
-    /// What becomes of the old adapter.
+    /// What happens to an adapter after it lost its last weight.
     #[serde(default)]
     pub cleanup: Cleanup,
-    /// Stops steps and cleanup; never an abort or a move for safety.
+    /// Stops steps and cleanup. Aborts and moves of traffic for safety still happen. Defaults to false.
     #[serde(default)]
     pub paused: bool,
 }
 
-/// Which adapter should serve the name: exactly one of `follow` and `id`.
+/// Which adapter serves the model name. Exactly one of `follow` and `id` must be set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(kube::KubeSchema))]
 #[cfg_attr(
@@ -112,61 +116,65 @@ pub struct RolloutSpec {
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AdapterChoice {
-    /// The highest listed version of a pattern: editing the adapters file is the release.
+    /// Follows the highest listed version that matches a pattern: listing a new version in the adapters file starts a
+    /// rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<Follow>,
-    /// Exactly this one.
+    /// Id of one fixed adapter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<AdapterId>,
-    /// With `id`: where it comes from; the operator then lists the adapter itself. Immutable per id.
+    /// Path or hub name of the adapter `id`. When set, the operator adds the entry to the adapters file itself. The
+    /// source of an id cannot be changed. Requires `id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024)))]
     pub source: Option<String>,
 }
 
 impl AdapterChoice {
-    /// The pattern or id that the Rollout governs.
+    /// Returns the pattern or id that the Rollout manages, or `None` if the spec is invalid and names neither.
     pub fn managed_pattern(&self) -> Option<&str> {
         let follow = self.follow.as_ref().map(|follow| follow.pattern.as_str());
         follow.or_else(|| self.id.as_ref().map(AdapterId::as_str))
     }
 }
 
-/// Follow the highest listed id that matches.
+/// Follows the highest listed id that matches a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Follow {
-    /// An id in which `*` stands once for the version.
+    /// Adapter id in which exactly one `*` stands for the version, for example `chat-v*`. It must not match
+    /// `spec.model`.
     #[cfg_attr(feature = "kube", schemars(length(max = 253), regex(pattern = r"^[^*]*[*][^*]*$")))]
     pub pattern: String,
-    /// How versions compare. More ways may be added.
+    /// How versions are compared. `Numeric` (default) is the only value; more may be added.
     #[serde(default)]
     pub order: VersionOrder,
 }
 
-/// How versions compare. An open-ended list.
+/// How versions are compared. More values may be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum VersionOrder {
-    /// Digits and dots only, compared number by number; others are ignored with an event.
+    /// Versions of digits and dots, compared number by number. Other versions are ignored, and an event reports them.
     #[default]
     Numeric,
 }
 
-/// The ConfigMap (on one machine: the file) that lists the adapters.
+/// ConfigMap (for `rollora local`: the file) that lists the adapters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(kube::KubeSchema))]
 #[cfg_attr(
     feature = "kube",
-    x_kube(validation = Rule::new("self.key != 'rollora.yaml'").message("rollora.yaml belongs to Rollora"))
+    x_kube(validation = Rule::new("self.key != 'rollora.yaml'").message("the key rollora.yaml is reserved for Rollora"))
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AdaptersRef {
-    /// The ConfigMap's name.
+    /// Name of the ConfigMap, in the Rollout's namespace.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))]
     pub name: String,
-    /// The key in its data.
+    /// Key in the ConfigMap's data that holds the adapters file. Defaults to `configmap.yaml`; `rollora.yaml` is
+    /// reserved for the operator.
     #[serde(default = "default_adapters_key")]
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))]
     pub key: String,
@@ -176,39 +184,39 @@ fn default_adapters_key() -> String {
     "configmap.yaml".to_owned()
 }
 
-/// The rewrite that carries the weights.
+/// InferenceModelRewrite that carries the traffic weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RewriteRef {
-    /// The InferenceModelRewrite's name.
+    /// Name of the InferenceModelRewrite, in the Rollout's namespace.
     #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))]
     pub name: String,
 }
 
-/// Who executes the rewrite. An open-ended list.
+/// Which component applies the rewrite to requests. More values may be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum RouterKind {
-    /// `rollora-ext-proc` (on one machine: the gateway).
+    /// `rollora-ext-proc` (for `rollora local`: its gateway).
     #[default]
     ExtProc,
-    /// An endpoint picker of the Gateway API inference extension or llm-d.
+    /// Endpoint picker of the Gateway API inference extension or of llm-d.
     EndpointPicker,
 }
 
-/// What counts as having an adapter. An open-ended list.
+/// Proof that a server has loaded an adapter. More values may be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum ResidencyProof {
-    /// A completion with the adapter was answered; needs the sidecar.
+    /// The server has answered a completion with the adapter. Requires the sidecar.
     #[default]
     Verified,
-    /// `/v1/models` lists it.
+    /// The server lists the adapter in `/v1/models`.
     Registered,
 }
 
-/// The steps, and what to do when one fails.
+/// Steps of a rollout, and what happens when a step fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(kube::KubeSchema))]
 #[cfg_attr(
@@ -220,21 +228,23 @@ pub enum ResidencyProof {
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Strategy {
-    /// In order; at most 50. After the last the adapter has all the weight.
+    /// Steps in their order, at most 50. After the last step the adapter has all traffic, whatever the last weight was.
+    /// A revision uses the steps as they were when it began.
     #[serde(default)]
     #[cfg_attr(feature = "kube", schemars(length(max = 50)))]
     pub steps: Vec<Step>,
-    /// What `setWeight` is out of: 1 to 1,000,000.
+    /// Total that `setWeight` is a share of, 1 to 1,000,000. Defaults to 100.
     #[serde(default = "default_total_weight")]
     #[cfg_attr(feature = "kube", schemars(range(min = 1, max = 1_000_000)))]
     pub total_weight: i32,
-    /// How long a step that is not a pause may take, counting only time in which the operator could observe.
+    /// How long a step that is not a pause may take. Only time in which the operator could observe the servers and
+    /// routers counts. Defaults to 30m.
     #[serde(default = "default_progress_deadline")]
     pub progress_deadline: GatewayDuration,
-    /// What to do when a step fails. More answers may be added.
+    /// What happens when a step fails: `Rollback` (default) or `Hold`. More values may be added.
     #[serde(default)]
     pub on_failure: OnFailure,
-    /// A request header whose value keeps a client on one version.
+    /// Name of a request header. Requests with the same value of this header stay on one version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "kube",
@@ -263,7 +273,7 @@ fn default_progress_deadline() -> GatewayDuration {
     GatewayDuration::from_secs(1800)
 }
 
-/// One step: exactly one of its fields.
+/// One step. Exactly one of `setWeight` and `pause` must be set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(kube::KubeSchema))]
 #[cfg_attr(
@@ -275,48 +285,48 @@ fn default_progress_deadline() -> GatewayDuration {
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Step {
-    /// Give the new adapter this much of `totalWeight`: 0 to `totalWeight`.
+    /// Weight of the new adapter, 0 to `totalWeight`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(range(min = 0, max = 1_000_000)))]
     pub set_weight: Option<i32>,
-    /// Wait.
+    /// Pause before the next step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<Pause>,
 }
 
-/// A pause, timed or until somebody promotes.
+/// Pause of a rollout: for a time, or until a person promotes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pause {
-    /// How long; until somebody promotes where absent.
+    /// Length of the pause. If absent, the pause lasts until a person promotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<GatewayDuration>,
 }
 
-/// What to do when a step fails. An open-ended list.
+/// What happens when a step fails. More values may be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum OnFailure {
-    /// Give all traffic back to stable.
+    /// Moves all traffic back to the stable adapter.
     #[default]
     Rollback,
-    /// Stay and say so.
+    /// Keeps the current weights and reports the failure.
     Hold,
 }
 
-/// What becomes of the old adapter.
+/// What happens to an adapter after it lost its last weight.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cleanup {
-    /// Whether it is unloaded. More policies may be added.
+    /// Whether a retired adapter is unloaded: `Unload` (default), `Suggest` or `Keep`. More values may be added.
     #[serde(default)]
     pub policy: CleanupPolicy,
-    /// How long it stays at least after it lost its last weight.
+    /// Minimum time between the loss of the last weight and the unlisting. Defaults to 5m.
     #[serde(default = "default_delay")]
     pub delay: GatewayDuration,
-    /// How long nobody must have used it.
+    /// How long no request must have used the adapter before it is unlisted. Defaults to 2m.
     #[serde(default = "default_quiet_for")]
     pub quiet_for: GatewayDuration,
 }
@@ -335,15 +345,15 @@ fn default_quiet_for() -> GatewayDuration {
     GatewayDuration::from_secs(120)
 }
 
-/// Whether a retired adapter is unloaded. An open-ended list.
+/// Whether a retired adapter is unloaded. More values may be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum CleanupPolicy {
-    /// Move its entry to `ensureNotExist`.
+    /// Moves its entry to `ensureNotExist`, which makes the servers unload it.
     #[default]
     Unload,
-    /// Say which edit a person should make.
+    /// Reports which edit of the adapters file a person should make.
     Suggest,
-    /// Leave it.
+    /// Leaves the entry in `ensureExist`.
     Keep,
 }

@@ -1,7 +1,7 @@
-//! `status` of a Rollout. Phase and message are for people; tools read conditions.
+//! The `status` of a Rollout. Phase and message are for people; tools read the conditions.
 //!
-//! With the feature `kube` the types carry the schema of the custom resource. Enums are plain words there, unlike those
-//! of the spec: a newer operator may write values that an older definition does not know.
+//! With the feature `kube` the types also carry the schema of the custom resource. Unlike in the spec, enums are plain
+//! strings there: a newer operator may write values that an older CustomResourceDefinition does not know.
 
 use super::{
     intent::IntentKind,
@@ -14,66 +14,66 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
-/// How far a Rollout is.
+/// Observed state of a Rollout, written by the operator.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct RolloutStatus {
-    /// The generation of the spec that this speaks of.
+    /// `metadata.generation` that this status was computed from.
     pub observed_generation: Option<i64>,
-    /// The adapters file that this speaks of.
+    /// Version of the adapters file that this status was computed from.
     pub observed_adapters: Option<ObservedAdapters>,
-    /// Derived from the conditions, for people: Pending, Progressing, Paused, Held, RollingBack, RolledBack, Succeeded,
-    /// Invalid. An open-ended list.
+    /// Summary of the conditions, for people: Pending, Progressing, Paused, Held, RollingBack, RolledBack, Succeeded,
+    /// Invalid. More values may be added.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub phase: Phase,
-    /// Since when the phase is this one.
+    /// When `phase` last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub phase_since: Option<jiff::Timestamp>,
-    /// What it waits for, on whom, since when, until when.
+    /// What the Rollout waits for, on which server or router, and since or until when.
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub message: String,
-    /// What the columns of `kubectl get` show; derived from the rest.
+    /// Values of the `kubectl get` columns, derived from the other fields.
     pub summary: StatusSummary,
-    /// Which adapters it is about.
+    /// Current revision: the desired adapter and the stable one.
     pub revision: Revision,
-    /// The steps as they were when this revision began; an edit in the middle takes effect next time.
+    /// `spec.strategy.steps` as they were when the revision began. Later edits take effect with the next revision.
     #[cfg_attr(feature = "kube", schemars(length(max = 50)))]
     pub steps: Vec<Step>,
-    /// What `setWeight` in `steps` is out of.
+    /// Total that `setWeight` in `steps` is a share of.
     #[cfg_attr(feature = "kube", schemars(range(min = 0, max = 1_000_000)))]
     pub total_weight: i32,
-    /// Where it stands in `steps`.
+    /// Current position in `steps`.
     pub step: Option<StepStatus>,
-    /// The weights that should be in force.
+    /// Weights that the routers should apply.
     pub weights: TrafficWeights,
-    /// The rewrite that carries them.
+    /// InferenceModelRewrite that carries the weights.
     pub rewrite: Option<RewriteIdentity>,
-    /// Who has the adapter.
+    /// Which servers have loaded the adapter.
     pub residency: Residency,
-    /// Who routes by the weights.
+    /// Which routers apply the weights.
     pub routers: RouterStatus,
-    /// Ids that lost their weight and are on their way out; at most 10, or 50 where more than 10 have to wait.
+    /// Adapters that lost their last weight and are being cleaned up. At most 10, or 50 if more than 10 have to wait.
     #[cfg_attr(feature = "kube", schemars(length(max = 50)))]
     pub retired: Vec<RetiredAdapter>,
-    /// Ids that failed; at most 10.
+    /// Adapters that failed and are not tried again. At most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
     pub rejected: Vec<RejectedAdapter>,
-    /// The governed ids and the one pilot, as the operator's key says.
+    /// Which managed ids the servers may load, and the pilot server, as written under the ConfigMap key `rollora.yaml`.
     pub admission: AdmissionStatus,
-    /// The last intent that was consumed.
+    /// Last intent that the operator consumed, and its outcome.
     pub last_action: Option<LastAction>,
-    /// Revisions that ended, newest first; at most 10.
+    /// Revisions that ended, newest first. At most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
     pub history: Vec<PastRevision>,
-    /// Conditions, sorted by type.
+    /// Conditions of the Rollout, sorted by type.
     #[cfg_attr(feature = "kube", schemars(schema_with = "crate::schema::conditions"))]
     pub conditions: Vec<Condition>,
 }
 
 impl RolloutStatus {
-    /// What the columns show of the rest.
+    /// Computes the values of the `kubectl get` columns from the other fields.
     pub fn summarize(&self) -> StatusSummary {
         let index = self.step.as_ref().map(|step| step.index);
         let desired = self.revision.desired.as_ref();
@@ -86,182 +86,184 @@ impl RolloutStatus {
     }
 }
 
-/// What the columns of `kubectl get` show.
+/// Values of the `kubectl get` columns.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct StatusSummary {
-    /// Steps that are done, of all: `2/5`.
+    /// Number of finished steps out of all steps, for example `2/5`.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub step: String,
-    /// The desired adapter's weight, of all: `10/100`.
+    /// Weight of the desired adapter out of the total weight, for example `10/100`.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub weight: String,
 }
 
-/// The adapters file that a status speaks of.
+/// Version of the adapters file that a status was computed from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ObservedAdapters {
-    /// The ConfigMap's version.
+    /// `metadata.resourceVersion` of the ConfigMap.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub resource_version: String,
-    /// The hash of its content.
+    /// Hash of the adapters file and of the key `rollora.yaml` next to it.
     pub hash: ContentHash,
 }
 
-/// A word for people. An open-ended list.
+/// Summary of the conditions in one word, for people. More values may be added.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
-    /// The adapter is not listed, not admitted or not resident yet, or there is no Ready server.
+    /// The desired adapter is not listed, not admitted or not resident yet, or the pool has no Ready server.
     #[default]
     Pending,
-    /// Steps go on.
+    /// The rollout advances through its steps.
     Progressing,
-    /// In a pause, or `spec.paused`.
+    /// The current step is a pause, or `spec.paused` is true.
     Paused,
-    /// A server lost the adapter, or a failure with `onFailure: Hold`.
+    /// A server lost the adapter, or a step failed with `onFailure: Hold`.
     Held,
-    /// All traffic is on its way back to stable.
+    /// All traffic is moving back to stable.
     RollingBack,
     /// All traffic is back on stable.
     RolledBack,
-    /// The desired adapter has 100 %, proven at the routers.
+    /// The desired adapter has 100 % of the traffic, confirmed by the routers.
     Succeeded,
-    /// The Rollout or what it refers to is not valid; nothing is done.
+    /// The Rollout, or an object that it refers to, is not valid. The operator changes nothing.
     Invalid,
 }
 
-/// Which adapters a rollout is about.
+/// Adapters of one rollout: the desired one and the stable one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Revision {
-    /// Rises with every desired adapter.
+    /// Revision number. Increases with every change of the desired adapter.
     pub number: i64,
-    /// The adapter that last succeeded; none before the first install.
+    /// Adapter that last succeeded. Absent before the first success.
     pub stable: Option<AdapterId>,
-    /// The adapter that is wanted.
+    /// Adapter that should serve the model name.
     pub desired: Option<AdapterId>,
 }
 
-/// Where a rollout stands.
+/// Position of a rollout in its steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct StepStatus {
-    /// Index into `steps`; their number when all are done.
+    /// Index into `steps`, from 0. Equals the number of steps when all are done.
     #[cfg_attr(feature = "kube", schemars(range(min = 0, max = 50)))]
     pub index: i32,
-    /// How far the step is: AwaitingResidency, AwaitingRouters, Pausing, Held, Done. An open-ended list.
+    /// State of the step: AwaitingResidency, AwaitingRouters, Pausing, Held, Done. More values may be added.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub state: StepState,
-    /// When it began.
+    /// When the step began.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub entered_at: jiff::Timestamp,
-    /// Time in this step in which the operator could observe; deadlines count this only. Milliseconds.
+    /// Milliseconds of this step in which the operator could observe the servers and routers. Only these count toward
+    /// `progressDeadline`.
     #[serde(default)]
     pub observed_millis: i64,
-    /// When `observedMillis` was last added to.
+    /// When `observedMillis` was last increased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub observed_at: Option<jiff::Timestamp>,
 }
 
-/// How far a step is. An open-ended list.
+/// State of a step. More values may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StepState {
-    /// Waits for the adapter to be admitted and resident.
+    /// Waits until the adapter is admitted and resident.
     AwaitingResidency,
-    /// The weights are written; routers are asked.
+    /// The weights are written. Waits until every router applies them.
     AwaitingRouters,
-    /// In a pause.
+    /// The step is a pause that has not ended.
     Pausing,
-    /// The weight was taken back because a server lost the adapter.
+    /// The adapter's weight is 0 because a server lost the adapter.
     Held,
-    /// Done.
+    /// The rollout, or the rollback, is complete.
     Done,
 }
 
-/// The weights that should be in force.
+/// Weights that the routers should apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrafficWeights {
-    /// Every target that has weight, stable first.
+    /// Every adapter that has weight, stable first.
     #[cfg_attr(feature = "kube", schemars(length(max = 16)))]
     pub desired: Vec<TargetWeight>,
-    /// Rises with every change; stamped on the rewrite.
+    /// Increases with every change of the weights. Also written as an annotation of the rewrite.
     pub sequence: Sequence,
     /// When `desired` last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub changed_at: Option<jiff::Timestamp>,
-    /// The highest sequence that was seen in the rewrite: a difference from then on is somebody else's edit.
+    /// Highest sequence that was read back from the rewrite. From then on, other weights in the rewrite are an edit by
+    /// another writer.
     pub applied: Sequence,
-    /// When that was seen first.
+    /// When `applied` was first read back.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub applied_at: Option<jiff::Timestamp>,
-    /// When edits by others were put back; at most the last 3.
+    /// When edits by other writers were reverted; the last 3 at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(with = "Vec<crate::schema::Time>", length(max = 16)))]
     pub overwritten: Vec<jiff::Timestamp>,
 }
 
-/// One target.
+/// Weight of one adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TargetWeight {
-    /// The adapter.
+    /// Id of the adapter.
     pub id: AdapterId,
-    /// Its weight; 1 to 1,000,000.
+    /// Weight of the adapter, 1 to 1,000,000.
     #[cfg_attr(feature = "kube", schemars(range(min = 1, max = 1_000_000)))]
     pub weight: i32,
 }
 
-/// The rewrite that carries the weights.
+/// Identity of the InferenceModelRewrite that carries the weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RewriteIdentity {
-    /// Its API group.
+    /// API group of the rewrite: `llm-d.ai` or `inference.networking.x-k8s.io`.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub group: String,
-    /// Its name.
+    /// Name of the rewrite.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub name: String,
-    /// Its UID.
+    /// UID of the rewrite, which changes when it is deleted and created again.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub uid: String,
 }
 
-/// Who has the adapter.
+/// Which servers have loaded the desired adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Residency {
-    /// Ready servers that have the desired adapter.
+    /// Number of Ready servers that have the desired adapter.
     #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
     pub resident: i32,
-    /// Ready servers.
+    /// Number of Ready servers in the pool.
     #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
     pub ready: i32,
-    /// Ready servers that lack it, each with the reason; at most 10.
+    /// Ready servers that lack the desired adapter, each with the reason. At most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10), inner(length(max = 32768))))]
     pub missing: Vec<String>,
-    /// Since when a Ready server lacks an adapter that has weight.
+    /// Since when a Ready server lacks an adapter that has weight. Absent while none does.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub lost_since: Option<jiff::Timestamp>,
-    /// Where `residency` is Registered: ids that the adapters file unlisted when it was last read.
+    /// Only with `residency: Registered`: ids that were under `ensureNotExist` when the adapters file was last read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
     pub unlisted: Vec<AdapterId>,
-    /// Where `residency` is Registered: ids that were unlisted and are listed again, for as long as that counts against
-    /// them.
+    /// Only with `residency: Registered`: ids that were listed again within the last three minutes. They do not count
+    /// as resident, because a server may still unload them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
     pub relisted: Vec<RelistedAdapter>,
@@ -272,142 +274,145 @@ pub struct Residency {
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RelistedAdapter {
-    /// The adapter.
+    /// Id of the adapter.
     pub id: AdapterId,
-    /// When it was first seen to be listed again.
+    /// When the operator first found the id listed again.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub at: jiff::Timestamp,
 }
 
-/// Who routes by the weights.
+/// Which routers apply the weights.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct RouterStatus {
-    /// Who executes the rewrite.
+    /// Which component applies the rewrite, from `spec.router`.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub kind: RouterKind,
-    /// Routers that have the rule that was written.
+    /// Number of routers that reported the rule as written.
     #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
     pub proven: i32,
-    /// All routers.
+    /// Number of all routers of the pool.
     #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
     pub total: i32,
 }
 
-/// An id that lost its weight.
+/// Adapter that lost its last weight, and the state of its cleanup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RetiredAdapter {
-    /// The adapter.
+    /// Id of the adapter.
     pub id: AdapterId,
-    /// When it lost its last weight.
+    /// When the adapter lost its last weight.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub since: jiff::Timestamp,
-    /// How far its retirement is: Waiting, Unlisting, Unloading, Gone, StillInUse, Relisted, Returning, Suggested, Kept.
-    /// An open-ended list.
+    /// State of the cleanup: Waiting, Unlisting, Unloading, Gone, StillInUse, Relisted, Returning, Suggested, Kept.
+    /// More values may be added.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub state: RetirementState,
-    /// Whether it had all requests once: then it comes back at once, not by steps.
+    /// Whether the adapter was stable before. If it becomes desired again, it then gets all traffic immediately instead
+    /// of in steps.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub was_stable: bool,
-    /// Why it is there, in words.
+    /// Why the cleanup is in this state, and what it waits for.
     #[serde(default)]
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub reason: String,
 }
 
-/// How far a retirement is. An open-ended list.
+/// State of the cleanup of a retired adapter. More values may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RetirementState {
-    /// Routers, quiet, delay, references: the reason names what is missing.
+    /// Waits for the routers, for the end of its use, for the delay, or until no object names it; the reason says
+    /// which.
     Waiting,
-    /// The edit of the adapters file is on its way.
+    /// The edit of the adapters file is being written.
     Unlisting,
-    /// The file unlists it; servers still unload.
+    /// The adapters file has the entry under `ensureNotExist`; some servers have not unloaded it yet.
     Unloading,
-    /// No server has it.
+    /// No server has the adapter loaded.
     Gone,
-    /// Somebody still uses it or names it.
+    /// Requests still use the adapter, or an object still names it.
     StillInUse,
-    /// A person put it back.
+    /// A person moved the entry back to `ensureExist`.
     Relisted,
-    /// The edit is left to a person.
+    /// A person must make the edit of the adapters file; the operator only suggests it.
     Suggested,
-    /// The policy keeps it.
+    /// The policy is `Keep`: the entry stays.
     Kept,
-    /// It is wanted again after it was unlisted: it is listed again, then waits for residency like any other.
+    /// The adapter was unlisted and is desired again: its entry moves back, and it then waits for residency like any
+    /// other adapter.
     Returning,
 }
 
-/// An id that failed.
+/// Adapter that failed and is not tried again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RejectedAdapter {
-    /// The adapter.
+    /// Id of the adapter.
     pub id: AdapterId,
-    /// Why, in words.
+    /// Why the adapter was rejected.
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub reason: String,
 }
 
-/// What a Rollout adds to the operator's key.
+/// Part of the ConfigMap key `rollora.yaml` that belongs to this Rollout: which managed ids the servers may load.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct AdmissionStatus {
-    /// Governed ids that every server may load.
+    /// Managed ids that every server may load.
     #[cfg_attr(feature = "kube", schemars(length(max = 10_000)))]
     pub admitted: Vec<AdapterId>,
-    /// Rejected ids that were admitted before: no server loads them any more, and those that have them keep them until
-    /// nobody can reach them and they have been quiet.
+    /// Rejected ids that were admitted before. No server loads them any more; servers that have them keep them until no
+    /// router sends requests to them and they have been idle.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
     pub retained: Vec<AdapterId>,
-    /// The one server that tries the desired adapter first.
+    /// Pilot: the one server that loads the desired adapter first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pilot: Option<crate::operator_directives::Pilot>,
-    /// Where ids were tried before another took their place: there each is tried again, should it come back.
+    /// Pilots of earlier desired adapters. An adapter that becomes desired again is tried on its earlier pilot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
     pub past_pilots: Vec<crate::operator_directives::Pilot>,
 }
 
 impl AdmissionStatus {
-    /// Whether servers may have this id because of the Rollout.
+    /// Returns whether servers may have `id` loaded because of this Rollout: it is admitted or retained.
     pub fn permits(&self, id: &AdapterId) -> bool {
         self.admitted.contains(id) || self.retained.contains(id)
     }
 }
 
-/// The last intent that was consumed.
+/// Last intent that the operator consumed, and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct LastAction {
-    /// The intent's id.
+    /// Id of the intent.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub id: String,
-    /// What was asked: promote, promote-full, abort, retry. An open-ended list.
+    /// Requested action: promote, promote-full, abort, retry. More values may be added.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub verb: IntentKind,
-    /// Who asked, where that is known. Said by the client, not proven.
+    /// Person who requested the action, as stated by the client. Not authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(length(max = 1024)))]
     pub claimed_by: Option<String>,
-    /// When it was consumed.
+    /// When the operator consumed the intent.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub at: jiff::Timestamp,
-    /// Whether it was done, and if not, why: begins with `done: ` or `refused: `.
+    /// Result: `done: ` and what was done, or `refused: ` and the reason.
     #[serde(default)]
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub outcome: String,
 }
 
 impl LastAction {
-    /// What was done, or why it was refused.
+    /// Returns what was done, or as an error why the intent was refused.
     pub fn outcome(&self) -> Result<&str, &str> {
         match self.outcome.strip_prefix("refused: ") {
             Some(reason) => Err(reason),
@@ -416,19 +421,19 @@ impl LastAction {
     }
 }
 
-/// A revision that ended.
+/// Revision that ended, with its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct PastRevision {
-    /// Its number.
+    /// Number of the revision.
     pub revision: i64,
-    /// The adapter that was wanted.
+    /// Desired adapter of the revision.
     pub id: AdapterId,
-    /// How it ended: the reason of a condition.
+    /// How the revision ended, as a condition reason such as `Aborted` or `Superseded`.
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub outcome: String,
-    /// When.
+    /// When the revision ended.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub at: jiff::Timestamp,
 }

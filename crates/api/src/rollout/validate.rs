@@ -1,5 +1,5 @@
-//! What types cannot say of a spec. On a cluster the API server refuses the same by the rules of the custom resource;
-//! a test holds the two together.
+//! Validation of a Rollout beyond its types. On a cluster the API server enforces the same rules through the custom
+//! resource's schema; a test checks that the two agree.
 
 use super::{
     Rollout,
@@ -7,25 +7,24 @@ use super::{
 };
 use crate::{names::API_VERSION, operator_directives::matches_pattern, rewrite::WEIGHT_RANGE};
 
-/// The most steps a strategy may have.
+/// Maximum number of steps of a strategy.
 pub const MAX_STEPS: usize = 50;
-/// The most bytes of a name of a Kubernetes object.
+/// Maximum length of the name of a Kubernetes object, in characters.
 pub const MAX_NAME: usize = 253;
-/// The most bytes of a source.
+/// Maximum length of an adapter's source, in characters.
 pub const MAX_SOURCE: usize = 1024;
-/// The most bytes of a header's name.
+/// Maximum length of a header name, in bytes.
 pub const MAX_HEADER: usize = 128;
 
-/// A field that is not valid.
+/// Error of one field that is not valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
-    /// Its path, for example `spec.strategy.steps[0]`.
+    /// Path of the field, for example `spec.strategy.steps[0]`.
     pub path: String,
-    /// What is wrong and what to do.
+    /// What is wrong with the value, and what to write instead.
     pub message: String,
 }
 
-/// Errors that are gathered.
 struct FieldErrors(Vec<FieldError>);
 
 impl FieldErrors {
@@ -37,7 +36,7 @@ impl FieldErrors {
 }
 
 impl Rollout {
-    /// Everything that is wrong with the object as a whole.
+    /// Validates the whole object. Returns all errors; none if it is valid.
     pub fn validate(&self) -> Vec<FieldError> {
         let mut errors = FieldErrors(Vec::new());
         errors.require(self.api_version == API_VERSION, "apiVersion", format!("write `{API_VERSION}`"));
@@ -54,7 +53,7 @@ impl Rollout {
 }
 
 impl RolloutSpec {
-    /// Everything that is wrong with the spec; nothing where it is valid.
+    /// Validates the spec. Returns all errors; none if it is valid.
     pub fn validate(&self) -> Vec<FieldError> {
         let mut errors = FieldErrors(Vec::new());
         check_references(self, &mut errors);
@@ -79,7 +78,11 @@ fn check_references(spec: &RolloutSpec, errors: &mut FieldErrors) {
     let kind = pool.kind.as_deref().is_none_or(|kind| (1..=63).contains(&length(kind)));
     errors.require(kind, "spec.poolRef.kind", "write 1 to 63 characters");
     let key = spec.adapters_ref.key != crate::names::DIRECTIVES_KEY;
-    errors.require(key, "spec.adaptersRef.key", "`rollora.yaml` belongs to Rollora: name the key that you write");
+    errors.require(
+        key,
+        "spec.adaptersRef.key",
+        "`rollora.yaml` is reserved for Rollora: name the key of your adapters file",
+    );
 }
 
 fn check_adapter(spec: &RolloutSpec, errors: &mut FieldErrors) {
@@ -87,18 +90,18 @@ fn check_adapter(spec: &RolloutSpec, errors: &mut FieldErrors) {
     let path = "spec.adapter";
     errors.require(follow.is_some() != id.is_some(), path, "write exactly one of `follow` and `id`");
     let needed = source.is_none() || id.is_some();
-    errors.require(needed, "spec.adapter.source", "`source` goes with `id`: write `id` too, or remove `source`");
+    errors.require(needed, "spec.adapter.source", "`source` requires `id`: add `id`, or remove `source`");
     let fits = source.as_ref().is_none_or(|source| (1..=MAX_SOURCE).contains(&length(source)));
     errors.require(fits, "spec.adapter.source", format!("write 1 to {MAX_SOURCE} characters"));
     let model = spec.model.as_str();
     if let Some(id) = id {
-        let message = "an adapter cannot have the name that clients send: give the version a name of its own";
+        let message = "an adapter id cannot equal the model name that clients send: give the version another id";
         errors.require(id.as_str() != model, "spec.adapter.id", message);
     }
     if let Some(follow) = follow {
         let (path, pattern) = ("spec.adapter.follow.pattern", follow.pattern.as_str());
         let one_star = pattern.matches('*').count() == 1;
-        errors.require(one_star, path, "write `*` exactly once, where the version stands");
+        errors.require(one_star, path, "write `*` exactly once, in place of the version");
         errors.require(length(pattern) <= MAX_NAME, path, format!("write at most {MAX_NAME} characters"));
         let message = format!("it matches the model `{model}` itself: write a pattern that only versions match");
         errors.require(!one_star || !matches_pattern(pattern, model), path, message);
@@ -128,28 +131,28 @@ fn check_step(step: &Step, total: i32, path: &str, errors: &mut FieldErrors) {
     }
 }
 
-/// What may not change from `old` to `new`.
+/// Returns an error for each immutable field that differs between `old` and `new`.
 pub fn immutable_changes(old: &RolloutSpec, new: &RolloutSpec) -> Vec<FieldError> {
     let mut errors = FieldErrors(Vec::new());
-    let message = "cannot be changed: make another Rollout";
+    let message = "cannot be changed: create another Rollout";
     errors.require(old.model == new.model, "spec.model", message);
     errors.require(old.pool_ref == new.pool_ref, "spec.poolRef", message);
     errors.require(old.rewrite_ref == new.rewrite_ref, "spec.rewriteRef", message);
     let (before, after) = (&old.adapter, &new.adapter);
     let changed = before.id.is_some() && before.id == after.id && before.source != after.source;
-    // Naming a source later, or no longer, changes no weights under the id.
+    // Adding or removing the source does not change the weights of the id.
     let replaced = changed && before.source.is_some() && after.source.is_some();
-    let message = "new weights need a new id: servers keep what they have cached under the old one";
+    let message = "new weights need a new id: servers keep their cache of the old weights under the old id";
     errors.require(!replaced, "spec.adapter.source", message);
     errors.0
 }
 
-/// Kubernetes counts characters, so that is what is counted here.
+/// Counts characters, as Kubernetes does.
 fn length(text: &str) -> usize {
     text.chars().count()
 }
 
-/// A DNS subdomain name, as Kubernetes wants it of most objects.
+/// Returns whether `name` is a DNS subdomain name, which Kubernetes requires for most objects.
 fn is_object_name(name: &str) -> bool {
     let part = |part: &str| {
         let alphanumeric = |byte: Option<u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
@@ -160,7 +163,7 @@ fn is_object_name(name: &str) -> bool {
     name.len() <= MAX_NAME && name.split('.').all(part)
 }
 
-/// A token of RFC 9110.
+/// Returns whether `name` is a token of RFC 9110.
 fn is_header_name(name: &str) -> bool {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     (1..=MAX_HEADER).contains(&name.len()) && name.bytes().all(token)

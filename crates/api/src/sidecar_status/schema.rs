@@ -1,4 +1,4 @@
-//! The JSON Schema of what a sidecar answers.
+//! JSON Schema of a sidecar's `GET /status` response.
 
 use super::SidecarStatus;
 use schemars::{
@@ -8,9 +8,9 @@ use schemars::{
 };
 use serde_json::Value;
 
-/// JSON Schema (draft 2020-12) of `/status`, as it is kept in a file.
+/// Returns the JSON Schema (draft 2020-12) of `/status`, as the text of `docs/sidecar-status.schema.json`.
 ///
-/// Later versions of the sidecar may say more: a reader has to pass over what it does not know.
+/// Later versions of the sidecar may add fields: a reader must ignore fields that it does not know.
 pub fn schema() -> Result<String, serde_json::Error> {
     let settings = SchemaSettings::draft2020_12().for_serialize().with_transform(StripValidations);
     let mut schema = settings.into_generator().into_root_schema_for::<SidecarStatus>();
@@ -18,7 +18,7 @@ pub fn schema() -> Result<String, serde_json::Error> {
     Ok(format!("{}\n", serde_json::to_string_pretty(&schema)?))
 }
 
-/// Takes out what only an API server reads.
+/// Removes the CEL rules, which only an API server evaluates.
 #[derive(Debug, Clone)]
 struct StripValidations;
 

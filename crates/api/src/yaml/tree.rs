@@ -1,53 +1,47 @@
-//! YAML as nodes that know which bytes they stand in.
+//! YAML as a tree of nodes with byte ranges.
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
 use std::ops::Range;
 
-/// One node.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    /// What it is.
     pub(crate) kind: NodeKind,
-    /// Where it stands. A block collection ends with its last child, so that no comment behind it belongs to it.
+    /// Byte range. A block collection ends with its last child, so that it does not include a comment after it.
     pub(crate) span: Range<usize>,
-    /// The line it begins on, from 1.
+    /// Line of the node's start, from 1.
     pub(crate) line: usize,
-    /// Whether it has an anchor (`&name`).
+    /// Whether the node has an anchor (`&name`).
     anchor: bool,
-    /// Its explicit tag.
+    /// Explicit tag of the node.
     tag: Option<String>,
 }
 
-/// What a node is.
 #[derive(Debug, Clone)]
 pub(crate) enum NodeKind {
-    /// A text, or nothing at all.
+    /// A scalar, which may be empty.
     Scalar {
         /// The text after unescaping.
         value: String,
-        /// How it is written.
         style: ScalarStyle,
     },
-    /// A list.
     Sequence {
-        /// Whether it is written as `[…]`.
+        /// Whether the list is written as `[…]`.
         flow: bool,
-        /// Its items.
         items: Vec<Node>,
     },
-    /// Keys with values.
     Mapping {
-        /// Whether it is written as `{…}`.
+        /// Whether the mapping is written as `{…}`.
         flow: bool,
         /// Keys and values in their order.
         entries: Vec<(Node, Node)>,
     },
-    /// A reference to the anchor with this number.
+    /// Alias of the anchor with this number.
     Alias(usize),
 }
 
 impl Node {
-    /// The only document of `text`; none where it is empty. Offsets are those of `text`, which has no byte order mark.
+    /// Parses the only document of `text`, which must not begin with a byte order mark. Returns `None` if it is empty.
+    /// Offsets are byte offsets in `text`.
     pub(crate) fn parse(text: &str) -> Result<Option<Self>, TreeError> {
         let mut builder = TreeBuilder { open: Vec::new(), root: None };
         for event in Parser::new_from_str(text) {
@@ -57,35 +51,35 @@ impl Node {
         Ok(builder.root)
     }
 
-    /// The value of `key` in a mapping.
+    /// Returns the value of `key` in a mapping.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         self.entry(key).map(|(_, value)| value)
     }
 
-    /// The key node and the value of `key` in a mapping.
+    /// Returns the key node and the value of `key` in a mapping.
     pub(crate) fn entry(&self, key: &str) -> Option<&(Node, Node)> {
         let NodeKind::Mapping { entries, .. } = &self.kind else { return None };
         entries.iter().find(|(name, _)| name.text() == Some(key))
     }
 
-    /// The value of `key` in a mapping.
+    /// Returns the value of `key` in a mapping, mutably.
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
         let NodeKind::Mapping { entries, .. } = &mut self.kind else { return None };
         entries.iter_mut().find(|(name, _)| name.text() == Some(key)).map(|(_, value)| value)
     }
 
-    /// Whether it is null: written so, or nothing at all.
+    /// Returns whether the node is null: written as null, or empty.
     pub(crate) fn is_null(&self) -> bool {
         let NodeKind::Scalar { value, style: ScalarStyle::Plain } = &self.kind else { return false };
         matches!(value.as_str(), "" | "~" | "null" | "Null" | "NULL")
     }
 
-    /// Whether it or anything in it has an anchor.
+    /// Returns whether the node or one of its descendants has an anchor.
     pub(crate) fn has_anchor(&self) -> bool {
         self.anchor || self.children().any(Self::has_anchor)
     }
 
-    /// Calls `each` with every scalar and reference in it, in their order.
+    /// Calls `each` with every scalar and alias of the subtree, in their order.
     pub(crate) fn for_each_scalar(&self, each: &mut impl FnMut(&Node)) {
         match self.kind {
             NodeKind::Scalar { .. } | NodeKind::Alias(_) => each(self),
@@ -93,7 +87,7 @@ impl Node {
         }
     }
 
-    /// Items, or keys and values.
+    /// Returns the items of a list, or the keys and values of a mapping.
     fn children(&self) -> impl Iterator<Item = &Node> {
         let (items, entries): (&[Node], &[(Node, Node)]) = match &self.kind {
             NodeKind::Sequence { items, .. } => (items, &[]),
@@ -103,7 +97,7 @@ impl Node {
         items.iter().chain(entries.iter().flat_map(|(key, value)| [key, value]))
     }
 
-    /// The text of a scalar.
+    /// Returns the text of a scalar.
     pub(crate) fn text(&self) -> Option<&str> {
         match &self.kind {
             NodeKind::Scalar { value, .. } => Some(value),
@@ -111,8 +105,8 @@ impl Node {
         }
     }
 
-    /// Whether the two mean the same, wherever and however they are written. References are compared by the order of
-    /// anchors.
+    /// Returns whether both nodes have the same content, whatever their position and style. Aliases are compared by the
+    /// order of the anchors.
     pub(crate) fn is_equivalent(&self, other: &Self) -> bool {
         let same_kind = match (&self.kind, &other.kind) {
             (NodeKind::Scalar { value: a, style: b }, NodeKind::Scalar { value: c, style: d }) => {
@@ -130,8 +124,8 @@ impl Node {
         same_kind && self.tag == other.tag && self.anchor == other.anchor
     }
 
-    /// The path of the innermost field that `offset` stands in, for example `spec.steps[0].setWeight`. The start of a
-    /// mapping is taken as the mapping, not as its first key, and that of a list of mappings as the list.
+    /// Returns the path of the innermost field that contains `offset`, for example `spec.steps[0].setWeight`. The start
+    /// of a mapping counts as the mapping, not as its first key, and the start of a list of mappings as the list.
     pub(crate) fn path_at(&self, offset: usize) -> String {
         let (mut node, mut path) = (self, String::new());
         loop {
@@ -153,7 +147,7 @@ impl Node {
         }
     }
 
-    /// The path and the line of the mapping that has a key at `offset`.
+    /// Returns the path and the line of the mapping that has a key at `offset`.
     pub(crate) fn mapping_with_key_at(&self, offset: usize) -> Option<(String, usize)> {
         match &self.kind {
             NodeKind::Mapping { entries, .. } if entries.iter().any(|(key, _)| key.span.start == offset) => {
@@ -171,7 +165,7 @@ impl Node {
         }
     }
 
-    /// The line of the node at `path`, or of the innermost one on the way there that exists.
+    /// Returns the line of the node at `path`, or of its innermost ancestor that exists.
     pub(crate) fn line_of(&self, path: &str) -> usize {
         let (mut node, mut line) = (self, self.line);
         for part in path.split(['.', '[']) {
@@ -189,23 +183,21 @@ impl Node {
     }
 }
 
-/// `path` under `name`.
 fn prepend_path(name: &str, path: &str) -> String {
     let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
     format!("{name}{dot}{path}")
 }
 
-/// `name` under `path`.
 pub(crate) fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Why there is no tree.
+/// Why a text cannot be parsed into a tree.
 #[derive(Debug)]
 pub(crate) enum TreeError {
     /// The text is not YAML.
     Scan(ScanError),
-    /// A second document begins on this line.
+    /// A second document begins on this line, from 1.
     SecondDocument(usize),
 }
 
@@ -215,8 +207,9 @@ impl From<ScanError> for TreeError {
     }
 }
 
-/// Puts events together; `open` are the collections that have not ended, outermost first.
+/// Builds the tree from the events of the parser.
 struct TreeBuilder {
+    /// Collections that have not ended, outermost first.
     open: Vec<OpenCollection>,
     root: Option<Node>,
 }

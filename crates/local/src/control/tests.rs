@@ -111,7 +111,7 @@ async fn second_intent_is_refused_while_one_is_pending() {
 
     let (status, body) = fixture.request("POST", "/intent", request(IntentKind::Retry)).await;
     assert_eq!(status, StatusCode::CONFLICT);
-    assert!(read_json::<ErrorResponse>(body).await.error.contains("`promote` was asked before"));
+    assert!(read_json::<ErrorResponse>(body).await.error.contains("`promote` was requested before"));
     let (status, _) = fixture.request("POST", "/intent", request(IntentKind::Abort)).await;
     assert_eq!(status, StatusCode::OK);
 }

@@ -96,7 +96,7 @@ fn only_abort_replaces_a_pending_intent() {
     let mut snapshot = sample_snapshot();
     snapshot.rollout = Arc::new(snapshot.with_intent(&intent("1", IntentKind::Promote)).unwrap());
     let refused = snapshot.with_intent(&intent("2", IntentKind::PromoteFull)).unwrap_err().to_string();
-    assert_eq!(refused, "`promote` was asked before and is not answered yet: wait for it, or abort");
+    assert_eq!(refused, "`promote` was requested before and is still pending: wait for its outcome, or abort");
     snapshot.rollout = Arc::new(snapshot.with_intent(&intent("3", IntentKind::Abort)).unwrap());
 
     let last = rollora_api::rollout::status::LastAction {

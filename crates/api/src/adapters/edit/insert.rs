@@ -1,4 +1,4 @@
-//! Putting an entry at the end of a list, which may be missing, blank, a block or a flow list.
+//! Insertion of an entry at the end of a list, which may be missing, blank, a block list or a flow list.
 
 use super::{
     EditError,
@@ -7,41 +7,41 @@ use super::{
 };
 use crate::yaml::tree::{Node, NodeKind};
 
-/// What putting `moved` at the end of `list` does to the text.
+/// Returns the splices that insert `moved` at the end of `list`.
 pub(super) fn insert_entry(
     source: &SourceText<'_>,
     config: &Node,
     list: ListName,
     moved: &EntryText,
 ) -> Result<Vec<Splice>, EditError> {
-    let place = Insertion { source, indentation: Indentation::detect(source, config, list), entry: moved };
+    let insertion = Insertion { source, indentation: Indentation::detect(source, config, list), entry: moved };
     let refused = |node: &Node| EditError::UnsupportedForm { line: node.line, what: list.key() };
     match config.entry(list.key()) {
-        None => place.add_missing_key(config, &[list.key(), MODELS_KEY], config.entry(list.other().key())),
+        None => insertion.add_missing_key(config, &[list.key(), MODELS_KEY], config.entry(list.other().key())),
         Some((key, section)) if source_text::is_empty_value(section) => {
-            place.fill_key(config, key, section, &[MODELS_KEY])
+            insertion.fill_key(config, key, section, &[MODELS_KEY])
         }
         Some((_, section)) => match section.entry(MODELS_KEY) {
             None if matches!(section.kind, NodeKind::Mapping { .. }) => {
-                place.add_missing_key(section, &[MODELS_KEY], None)
+                insertion.add_missing_key(section, &[MODELS_KEY], None)
             }
-            Some((key, models)) if source_text::is_empty_value(models) => place.fill_key(section, key, models, &[]),
-            Some((_, models)) => place.append_entry(models).ok_or_else(|| refused(models))?,
+            Some((key, models)) if source_text::is_empty_value(models) => insertion.fill_key(section, key, models, &[]),
+            Some((_, models)) => insertion.append_entry(models).ok_or_else(|| refused(models))?,
             None => Err(refused(section)),
         },
     }
 }
 
-/// How far things are indented in this file.
+/// Indentation steps of a file, in columns.
 struct Indentation {
-    /// A key against the key that it is under.
+    /// Indentation of a key relative to its parent key.
     key: usize,
-    /// A dash against `models`.
+    /// Indentation of a dash relative to `models`.
     dash: usize,
 }
 
 impl Indentation {
-    /// As in `list`, or in the other one, or in the guide.
+    /// Takes the steps from `list`, else from the other list, else uses those of the upstream guide.
     fn detect(source: &SourceText<'_>, config: &Node, list: ListName) -> Self {
         let of = |list: ListName| {
             let (section, value) = config.entry(list.key())?;
@@ -62,7 +62,7 @@ struct Insertion<'a> {
 }
 
 impl Insertion<'_> {
-    /// Adds a key that is missing, with everything under it, after the entry `after` or else at the end.
+    /// Adds a missing key with its content after the entry `after`, or at the end of the mapping.
     fn add_missing_key(
         &self,
         mapping: &Node,
@@ -89,7 +89,7 @@ impl Insertion<'_> {
         Ok(vec![self.source.insert_after(end, &self.block_lines(column, keys))])
     }
 
-    /// Gives a value to a key that has none: `keys` under each other, and the entry under the last of them.
+    /// Gives a value to a key that has none: nested `keys`, with the entry under the last of them.
     fn fill_key(&self, parent: &Node, key: &Node, value: &Node, keys: &[&str]) -> Result<Vec<Splice>, EditError> {
         let refused = EditError::UnsupportedForm { line: key.line, what: "this key" };
         let colon = remove::after_colon(self.source, key).ok_or(refused.clone())?;
@@ -116,7 +116,7 @@ impl Insertion<'_> {
         Ok(splices)
     }
 
-    /// Adds the entry behind the last one of a list.
+    /// Adds the entry after the last one of a list.
     fn append_entry(&self, models: &Node) -> Option<Result<Vec<Splice>, EditError>> {
         let NodeKind::Sequence { flow, items } = &models.kind else { return None };
         let last = items.last()?;
@@ -148,7 +148,7 @@ impl Insertion<'_> {
         Ok(splices)
     }
 
-    /// `keys` under each other, the first in `column`, and a list with the entry under the last.
+    /// Returns the lines of nested `keys`, the first in `column`, with a list of the entry under the last.
     fn block_lines(&self, mut column: usize, keys: &[&str]) -> Vec<String> {
         let mut lines = Vec::new();
         for (index, key) in keys.iter().enumerate() {
@@ -159,7 +159,7 @@ impl Insertion<'_> {
         lines
     }
 
-    /// The same in one line: `a: {b: [entry]}`.
+    /// Returns nested `keys` with a list of the entry on one line: `a: {b: [entry]}`.
     fn flow_text(&self, keys: &[&str], quoted: bool) -> Result<String, EditError> {
         let (item, comment) = self.entry.flow_item()?;
         if comment.is_some() {

@@ -1,4 +1,4 @@
-//! Taking an entry out of its list.
+//! Removal of an entry from its list.
 
 use super::{
     EditError,
@@ -12,24 +12,24 @@ use crate::{
     },
 };
 
-/// An entry on its way, as text.
+/// The text of an entry that is moved or added.
 #[derive(Debug)]
 pub(super) struct EntryText {
     form: EntryForm,
-    /// Its line in the file, from 1.
+    /// Line of the entry in the file, from 1.
     line: usize,
 }
 
 #[derive(Debug)]
 enum EntryForm {
-    /// Lines of a block list, and what they would be in a flow list; none where comments would be lost.
+    /// Lines of a block list, and their form in a flow list; `flow` is `None` if comments would be lost.
     Block { lines: Vec<String>, column: usize, flow: Option<String> },
-    /// An item of a flow list, with the comment behind it.
+    /// An item of a flow list, with the comment after it.
     Flow { item: String, comment: Option<String> },
 }
 
 impl EntryText {
-    /// A new entry.
+    /// Creates the text of a new entry.
     pub(super) fn new(id: &AdapterId, source: &str) -> Self {
         let (id, source) = (quote_scalar(id.as_str()), quote_scalar(source));
         let lines = vec![format!("- id: {id}"), format!("  source: {source}")];
@@ -37,7 +37,7 @@ impl EntryText {
         Self { form: EntryForm::Block { lines, column: 0, flow }, line: 1 }
     }
 
-    /// The entry as lines of a block list whose dashes stand in `column`.
+    /// Returns the entry as lines of a block list whose dashes are in `column`.
     pub(super) fn block_lines(&self, column: usize) -> Vec<String> {
         match &self.form {
             EntryForm::Block { lines, column: was, .. } => {
@@ -51,7 +51,7 @@ impl EntryText {
         }
     }
 
-    /// The entry as an item of a flow list, and the comment that goes behind it.
+    /// Returns the entry as an item of a flow list, and the comment that follows it.
     pub(super) fn flow_item(&self) -> Result<(&str, Option<&str>), EditError> {
         match &self.form {
             EntryForm::Block { flow, .. } => match flow {
@@ -62,13 +62,13 @@ impl EntryText {
         }
     }
 
-    /// Says that comments have no place there.
+    /// Creates the error for comments that do not fit into a flow list.
     pub(super) fn comments_lost(&self) -> EditError {
         EditError::CommentsLost { line: self.line }
     }
 }
 
-/// Takes item `index` of `list` out: the entry, and what that does to the text.
+/// Removes item `index` of `list`. Returns its text and the splices that remove it.
 pub(super) fn remove_entry(
     source: &SourceText<'_>,
     config: &Node,
@@ -94,7 +94,7 @@ pub(super) fn remove_entry(
     Ok((moved, splices))
 }
 
-/// Where the value of `key` may begin: right after its colon.
+/// Returns the offset right after the colon of `key`, where its value may begin.
 pub(super) fn after_colon(source: &SourceText<'_>, key: &Node) -> Option<usize> {
     let rest = source.slice(key.span.end..source.line_start(source.line_count()));
     let colon = rest.trim_start_matches(' ');
@@ -112,7 +112,7 @@ fn remove_block_item(source: &SourceText<'_>, item: &Node) -> Option<(EntryText,
     Some((EntryText { form, line: item.line }, source.remove_lines(first..last + 1)))
 }
 
-/// The line and the column of the dash of an item.
+/// Returns the line and the column of an item's dash.
 pub(super) fn dash_position(source: &SourceText<'_>, item: &Node) -> Option<(usize, usize)> {
     let own = source.line_at(item.span.start);
     for line in (0..=own).rev() {
@@ -122,7 +122,7 @@ pub(super) fn dash_position(source: &SourceText<'_>, item: &Node) -> Option<(usi
         if source.line_start(line) + column < item.span.start && (trimmed == "-" || trimmed.starts_with("- ")) {
             return Some((line, column));
         }
-        // Between a dash and its item there may be only comments and blank lines.
+        // Only comments and blank lines may separate a dash from its item.
         if line != own && !trimmed.is_empty() && !trimmed.starts_with('#') {
             return None;
         }
@@ -130,7 +130,7 @@ pub(super) fn dash_position(source: &SourceText<'_>, item: &Node) -> Option<(usi
     None
 }
 
-/// How many comment lines directly above `line` belong to the entry whose dash stands in `column`.
+/// Counts the comment lines directly above `line` that are part of the entry whose dash is in `column`.
 fn comments_above(source: &SourceText<'_>, line: usize, column: usize) -> usize {
     let above: Vec<usize> = (0..line).rev().take_while(|line| source.comment_indent(*line) == Some(column)).collect();
     let commented_out = |line: &usize| {
@@ -140,7 +140,7 @@ fn comments_above(source: &SourceText<'_>, line: usize, column: usize) -> usize 
     if above.iter().any(commented_out) { 0 } else { above.len() }
 }
 
-/// Whether a comment stands on the lines `first` to `last` of an item: a `#` outside of its scalars.
+/// Returns whether the lines `first` to `last` of an item contain a comment: a `#` outside of its scalars.
 fn has_comment(source: &SourceText<'_>, item: &Node, first: usize, last: usize) -> bool {
     let (mut at, end) = (source.line_start(first), source.line_start(last + 1));
     let mut found = false;
@@ -151,7 +151,7 @@ fn has_comment(source: &SourceText<'_>, item: &Node, first: usize, last: usize) 
     found || source.slice(at..end).contains('#')
 }
 
-/// A block item as an item of a flow list.
+/// Converts a block item to an item of a flow list; `None` if it would need several lines.
 fn flow_text(source: &SourceText<'_>, item: &Node) -> Option<String> {
     let NodeKind::Mapping { flow, entries } = &item.kind else { return None };
     let text = if *flow {
@@ -165,20 +165,18 @@ fn flow_text(source: &SourceText<'_>, item: &Node) -> Option<String> {
     (!text.contains('\n')).then_some(text)
 }
 
-/// How an item of a flow list stands on lines of its own.
+/// Lines of a flow-list item that shares them with no other item.
 #[derive(Debug)]
 pub(super) struct ItemLines<'t> {
-    /// Its first line.
     pub(super) first: usize,
-    /// Its last line.
     pub(super) last: usize,
-    /// Whether a comma follows.
+    /// Whether a comma follows the item.
     pub(super) comma: bool,
-    /// The comment behind it.
+    /// Comment after the item, with its `#`.
     pub(super) comment: Option<&'t str>,
 }
 
-/// Finds out whether an item of a flow list has its lines for itself.
+/// Returns the lines of a flow-list item, or `None` if it shares them with other text.
 pub(super) fn item_lines<'t>(source: &SourceText<'t>, item: &Node) -> Option<ItemLines<'t>> {
     source.indent_at(item.span.start)?;
     let last = source.line_at(item.span.end.saturating_sub(1));
@@ -221,7 +219,7 @@ fn remove_flow_item(
     Ok((EntryText { form, line: item.line }, vec![Splice::remove(range)]))
 }
 
-/// A line of an entry whose dash moves from one column to another.
+/// Reindents a line of an entry whose dash moves from column `from` to column `to`.
 fn reindent(line: &str, from: usize, to: usize) -> String {
     if line.trim().is_empty() {
         return line.to_owned();
@@ -231,7 +229,7 @@ fn reindent(line: &str, from: usize, to: usize) -> String {
     format!("{:added$}{kept}", "", added = to.saturating_sub(from))
 }
 
-/// A text as a scalar: bare where every reader of YAML takes it for a text, in double quotes otherwise.
+/// Formats a text as a scalar: plain if every YAML parser reads it as a string, else in double quotes.
 fn quote_scalar(text: &str) -> String {
     let words = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
     let plain = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '/')
@@ -240,7 +238,7 @@ fn quote_scalar(text: &str) -> String {
     if plain { text.to_owned() } else { yaml::quoted(text) }
 }
 
-/// The column of the dashes of a block list; none where it has none.
+/// Returns the column of the dashes of a block list; `None` if the list is empty or no block list.
 pub(super) fn dash_column(source: &SourceText<'_>, config: &Node, list: ListName) -> Option<usize> {
     let models = config.get(list.key())?.get(MODELS_KEY)?;
     let block = matches!(models.kind, NodeKind::Sequence { flow: false, .. });

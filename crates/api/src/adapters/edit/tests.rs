@@ -6,17 +6,17 @@ fn id(text: &str) -> AdapterId {
     AdapterId::new(text).unwrap()
 }
 
-/// Retires `v1` and compares.
+/// Unlists `v1` and compares the result; a second edit must change nothing.
 #[track_caller]
 fn check_unlist(before: &str, after: &str) {
     let edited = unlist(before, &id("v1")).unwrap_or_else(|error| panic!("{error}\n{before}"));
     assert_eq!(edited, after, "\n--- edited:\n{edited}\n--- expected:\n{after}");
     let again = unlist(&edited, &id("v1")).unwrap();
-    assert_eq!(again, edited, "a second time changes nothing");
+    assert_eq!(again, edited, "a second edit changed the text");
 }
 
 #[test]
-fn the_guide_s_cleanup_is_done() {
+fn entry_of_the_guide_is_unlisted() {
     check_unlist(
         "\
 vLLMLoRAConfig:
@@ -44,7 +44,7 @@ vLLMLoRAConfig:
 }
 
 #[test]
-fn comments_of_the_entry_move_with_it_and_others_stay() {
+fn comments_of_the_entry_move_with_it() {
     check_unlist(
         "\
 # the file
@@ -104,7 +104,7 @@ vLLMLoRAConfig: # root
 }
 
 #[test]
-fn an_entry_that_is_commented_out_stays() {
+fn commented_out_entry_stays() {
     check_unlist(
         "\
 vLLMLoRAConfig:
@@ -134,7 +134,7 @@ vLLMLoRAConfig:
 }
 
 #[test]
-fn the_last_entry_leaves_an_empty_list() {
+fn unlisting_the_last_entry_leaves_an_empty_list() {
     check_unlist(
         "vLLMLoRAConfig:\n  ensureExist:\n    models: # all\n    - id: v1\n      source: a\n",
         "vLLMLoRAConfig:\n  ensureExist:\n    models: [] # all\n  ensureNotExist:\n    models:\n    - id: v1\n      source: a\n",
@@ -142,7 +142,7 @@ fn the_last_entry_leaves_an_empty_list() {
 }
 
 #[test]
-fn a_list_that_is_null_or_empty_is_filled() {
+fn null_or_empty_list_is_filled() {
     let exist = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: v1, source: a}\n    - {id: v2, source: b}\n";
     let left = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: v2, source: b}\n";
     for (empty, filled) in [
@@ -208,7 +208,7 @@ fn flow_lists_keep_their_form() {
 }
 
 #[test]
-fn json_is_yaml_too() {
+fn json_file_is_edited() {
     check_unlist(
         r#"{"vLLMLoRAConfig": {"ensureExist": {"models": [{"id": "v1", "source": "a"}]}, "port": 1}}"#,
         r#"{"vLLMLoRAConfig": {"ensureExist": {"models": []}, "ensureNotExist": {"models": [{"id": "v1", "source": "a"}]}, "port": 1}}"#,
@@ -216,7 +216,7 @@ fn json_is_yaml_too() {
 }
 
 #[test]
-fn line_endings_marks_and_a_missing_final_newline_are_kept() {
+fn line_endings_bom_and_missing_final_newline_are_kept() {
     check_unlist(
         "\u{feff}vLLMLoRAConfig:\r\n  ensureExist:\r\n    models:\r\n    - id: v2\r\n      source: b\r\n    - id: v1\r\n      source: a",
         "\u{feff}vLLMLoRAConfig:\r\n  ensureExist:\r\n    models:\r\n    - id: v2\r\n      source: b\r\n  ensureNotExist:\r\n    models:\r\n    - id: v1\r\n      source: a",
@@ -224,7 +224,7 @@ fn line_endings_marks_and_a_missing_final_newline_are_kept() {
 }
 
 #[test]
-fn the_other_list_may_stand_first_and_be_indented_otherwise() {
+fn other_list_may_come_first_with_other_indentation() {
     check_unlist(
         "vLLMLoRAConfig:\n  ensureNotExist:\n   models:\n   -   id: v0\n       source: c\n  ensureExist:\n    models:\n        -\n          id: v1\n          source: >-\n            a\n            b\n        - id: v2\n          source: b\n",
         "vLLMLoRAConfig:\n  ensureNotExist:\n   models:\n   -   id: v0\n       source: c\n   -\n     id: v1\n     source: >-\n       a\n       b\n  ensureExist:\n    models:\n        - id: v2\n          source: b\n",
@@ -232,7 +232,7 @@ fn the_other_list_may_stand_first_and_be_indented_otherwise() {
 }
 
 #[test]
-fn an_entry_comes_back_where_lists_end() {
+fn relisted_entry_goes_to_the_end_of_the_list() {
     let text = "vLLMLoRAConfig:\n  ensureExist:\n    models: []\n  ensureNotExist:\n    models:\n    - id: v1\n      source: a\n";
     let after = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: a\n  ensureNotExist:\n    models: []\n";
     assert_eq!(relist(text, &id("v1")).unwrap(), after);
@@ -242,7 +242,7 @@ fn an_entry_comes_back_where_lists_end() {
 }
 
 #[test]
-fn a_new_entry_is_added_at_the_end_and_quoted_where_that_is_needed() {
+fn new_entry_is_appended_and_quoted_if_needed() {
     let text = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: a\n  port: 1\n";
     for (name, source, entry) in [
         ("v2", "org/name@rev", "    - id: v2\n      source: org/name@rev\n"),
@@ -270,14 +270,14 @@ fn a_new_entry_is_added_at_the_end_and_quoted_where_that_is_needed() {
 }
 
 #[test]
-fn what_cannot_be_edited_safely_is_refused_with_words() {
+fn unsafe_edits_are_rejected_with_line_and_reason() {
     let exist = |entries: &str| format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n{entries}");
     let cases = [
         ("vLLMLoRAConfig: [".to_owned(), "line 1: this is not YAML: unclosed bracket '['"),
         (exist("    - {id: v2, source: a}\n"), "`v1` is not listed, so there is no entry to move"),
         (
             exist("    - {id: v1, source: a}\n  ensureNotExist: {models: [{id: v1, source: a}]}\n"),
-            "line 5: `v1` is under ensureNotExist and, on line 4, under ensureExist too: it is left as it is until one of the two entries is removed",
+            "line 5: `v1` is under ensureNotExist and, on line 4, under ensureExist too: it is neither loaded nor unloaded until one of the two entries is removed",
         ),
         (
             exist("    - &one {id: v1, source: a}\n"),
@@ -289,7 +289,7 @@ fn what_cannot_be_edited_safely_is_refused_with_words() {
         ),
         (
             exist("    - {id: v2, source: &s a}\n    - id: v1 # why\n      source: b\n  ensureNotExist: {models: []}\n"),
-            "line 5: the entry's comments have no place in a list written in one line: move the entry by hand",
+            "line 5: the entry's comments do not fit into a list written on one line: move the entry by hand",
         ),
         (
             exist("").replace(":\n    models:", ": {models: [{id: v2, source: b}, # all\n      {id: v1, source: a} ]}"),
@@ -320,7 +320,7 @@ fn what_cannot_be_edited_safely_is_refused_with_words() {
 }
 
 #[test]
-fn references_of_an_entry_move_with_it() {
+fn aliases_of_an_entry_move_with_it() {
     check_unlist(
         "defaults: &d {source: a}\nvLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      <<: *d\n    - {id: v2, <<: *d}\n",
         "defaults: &d {source: a}\nvLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: v2, <<: *d}\n  ensureNotExist:\n    models:\n    - id: v1\n      <<: *d\n",

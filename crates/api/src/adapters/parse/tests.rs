@@ -20,7 +20,7 @@ fn entry(id: &str, source: &str) -> AdapterEntry {
 }
 
 #[test]
-fn the_file_of_the_guide_is_read() {
+fn file_of_the_guide_is_parsed() {
     let source = "ttt421/nec119-small-segment-lora";
     let expected = AdaptersFile {
         name: Some("vllm-qwen3-32b-adapters".to_owned()),
@@ -36,12 +36,12 @@ fn the_file_of_the_guide_is_read() {
 }
 
 #[test]
-fn lists_may_be_absent_null_or_empty_and_other_keys_may_stand_anywhere() {
+fn lists_may_be_empty_and_unknown_keys_are_allowed() {
     for text in [
         "vLLMLoRAConfig: {}",
         "vLLMLoRAConfig:\n  ensureExist:\n  ensureNotExist: ~\n",
         "vLLMLoRAConfig:\n  ensureExist:\n    models:\n  ensureNotExist:\n    models: []\n",
-        "vLLMLoRAConfig:\n  ensureExist: {other: 1}\n  more: [1, {a: b}]\nbeside: true\n",
+        "vLLMLoRAConfig:\n  ensureExist: {other: 1}\n  more: [1, {a: b}]\nother: true\n",
     ] {
         let file = AdaptersFile::parse(text).unwrap().file;
         assert_eq!((file.ensure_exist.len(), file.ensure_not_exist.len()), (0, 0), "{text}");
@@ -49,7 +49,7 @@ fn lists_may_be_absent_null_or_empty_and_other_keys_may_stand_anywhere() {
 }
 
 #[test]
-fn words_and_numbers_that_are_written_bare_stay_what_is_written() {
+fn plain_scalars_keep_their_text() {
     let text =
         "vLLMLoRAConfig: {ensureExist: {models: [{id: yes, source: 012}, {id: 1.10, source: y, base-model: 7}]}}";
     let entries = AdaptersFile::parse(text).unwrap().file.ensure_exist;
@@ -58,7 +58,7 @@ fn words_and_numbers_that_are_written_bare_stay_what_is_written() {
 }
 
 #[test]
-fn required_and_base_model_are_read_and_anchors_are_followed() {
+fn required_base_model_and_aliases_are_resolved() {
     let text = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - &a {id: a, source: &s /a, required: true}\n    - id: b\n      source: *s\n      base-model: x\n      <<: {required: true}\n";
     let entries = AdaptersFile::parse(text).unwrap().file.ensure_exist;
     assert_eq!(entries[1].source, "/a");
@@ -67,22 +67,22 @@ fn required_and_base_model_are_read_and_anchors_are_followed() {
 }
 
 #[test]
-fn an_id_in_both_lists_is_read_and_reported_with_both_lines() {
+fn id_in_both_lists_is_reported_with_both_lines() {
     let text = GUIDE.replace("- id: small-segment-lora-v1", "- id: small-segment-lora-v2");
     let parsed = AdaptersFile::parse(&text).unwrap();
     assert_eq!(parsed.file.in_both_lists().count(), 1);
-    let words: Vec<_> = parsed.in_both_lists.iter().map(ToString::to_string).collect();
+    let warnings: Vec<_> = parsed.in_both_lists.iter().map(ToString::to_string).collect();
     assert_eq!(
-        words,
+        warnings,
         [
-            "line 11: `small-segment-lora-v2` is under ensureNotExist and, on line 7, under ensureExist too: it is left as \
-          it is until one of the two entries is removed"
+            "line 11: `small-segment-lora-v2` is under ensureNotExist and, on line 7, under ensureExist too: it is neither \
+          loaded nor unloaded until one of the two entries is removed"
         ]
     );
 }
 
 #[test]
-fn what_is_wrong_is_said_with_line_and_fix() {
+fn errors_name_line_and_fix() {
     let list = |entries: &str| format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n{entries}");
     let cases = [
         (String::new(), "line 1: `vLLMLoRAConfig` is missing: put the adapters under this key at the top of the file"),
@@ -107,7 +107,7 @@ fn what_is_wrong_is_said_with_line_and_fix() {
         ),
         (
             list("    - id: [a]\n      source: b\n"),
-            "line 4: vLLMLoRAConfig.ensureExist.models[0].id: a text is expected here",
+            "line 4: vLLMLoRAConfig.ensureExist.models[0].id: a string is expected here",
         ),
         (
             list("    - just-a-name\n"),
@@ -140,7 +140,7 @@ fn what_is_wrong_is_said_with_line_and_fix() {
 }
 
 #[test]
-fn text_that_is_not_yaml_names_line_and_column() {
+fn error_of_invalid_yaml_names_line_and_column() {
     for (text, line) in
         [("vLLMLoRAConfig:\n\tname: x\n", 2), ("vLLMLoRAConfig: {\n", 1), ("vLLMLoRAConfig:\n  name: \"x\n", 2)]
     {

@@ -30,7 +30,7 @@ fn unlist_v1(text: &str) -> Result<String, EditError> {
 }
 
 #[test]
-fn a_plain_file_is_its_own_inner_text() {
+fn plain_file_is_its_own_inner_text() {
     let text = AdaptersText::new("vLLMLoRAConfig: {}\n", "configmap.yaml").unwrap();
     assert_eq!(text.inner(), "vLLMLoRAConfig: {}\n");
     assert_eq!(text.with_inner("vLLMLoRAConfig:\n").unwrap(), "vLLMLoRAConfig:\n");
@@ -40,17 +40,17 @@ fn a_plain_file_is_its_own_inner_text() {
 }
 
 #[test]
-fn a_config_map_is_edited_in_its_block_only() {
+fn config_map_is_edited_only_in_its_block() {
     let expected = WRAPPED
         .replace("        - id: v1\n          source: a\n", "")
         .replace("# behind", "      ensureNotExist:\n        models:\n        - id: v1\n          source: a\n# behind");
     assert_eq!(unlist_v1(WRAPPED).unwrap(), expected);
-    let windows = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
-    assert_eq!(unlist_v1(&windows(WRAPPED)).unwrap(), windows(&expected));
+    let with_bom_and_crlf = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
+    assert_eq!(unlist_v1(&with_bom_and_crlf(WRAPPED)).unwrap(), with_bom_and_crlf(&expected));
 }
 
 #[test]
-fn blank_lines_and_the_end_of_the_block_keep_their_bytes() {
+fn blank_lines_and_end_of_the_block_keep_their_bytes() {
     for (head, tail) in [("|", "\n"), ("|-", ""), ("|-", "\n"), ("|+", "\n"), ("|2", "\n"), ("| # block", "\n\n\n")] {
         let text = format!(
             "kind: ConfigMap\ndata:\n  configmap.yaml: {head}\n \n    vLLMLoRAConfig:\n      \n   \n      ensureExist:\n        models:\n          - {{id: v1, source: a}}\n  \n          - {{id: v2, source: b}}{tail}"
@@ -64,7 +64,7 @@ fn blank_lines_and_the_end_of_the_block_keep_their_bytes() {
 }
 
 #[test]
-fn lines_in_messages_are_those_of_the_file() {
+fn line_numbers_in_errors_count_from_the_whole_file() {
     let twice = WRAPPED.replace("id: v2", "id: v1");
     let error = AdaptersText::new(twice, "configmap.yaml").unwrap().parse().unwrap_err();
     assert_eq!(
@@ -80,7 +80,7 @@ fn lines_in_messages_are_those_of_the_file() {
 }
 
 #[test]
-fn an_edit_s_refusal_names_the_line_of_the_file() {
+fn edit_error_names_the_line_of_the_whole_file() {
     let text = WRAPPED.replace("- id: v1\n", "- &one\n          id: v1\n");
     let text = AdaptersText::new(text, "configmap.yaml").unwrap();
     let error = edit::unlist(text.inner(), &v1()).unwrap_err();
@@ -88,7 +88,7 @@ fn an_edit_s_refusal_names_the_line_of_the_file() {
 }
 
 #[test]
-fn a_value_that_is_no_literal_block_is_read_and_not_edited() {
+fn value_that_is_not_a_literal_block_is_not_edited() {
     for value in [
         "\"vLLMLoRAConfig: {ensureExist: {models: [{id: v1, source: a}]}}\"",
         ">\n    vLLMLoRAConfig: {ensureExist: {models: [{id: v1, source: a}]}}",
@@ -106,7 +106,7 @@ fn a_value_that_is_no_literal_block_is_read_and_not_edited() {
 }
 
 #[test]
-fn a_config_map_without_the_key_says_which_keys_it_has() {
+fn error_of_a_missing_key_lists_the_present_keys() {
     let cases = [
         (
             "kind: ConfigMap\ndata:\n  a: x\n  b: y\n",
@@ -118,7 +118,7 @@ fn a_config_map_without_the_key_says_which_keys_it_has() {
         ),
         (
             "kind: ConfigMap\ndata:\n  k: [x]\n",
-            "line 3: `k` is not a text: write `k: |` and the adapters indented under it",
+            "line 3: `k` is not a string: write `k: |` and the adapters indented under it",
         ),
         (
             "kind: ConfigMap\n---\nkind: Service\n",

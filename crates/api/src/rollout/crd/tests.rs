@@ -6,7 +6,7 @@ use crate::rollout::{
 use kube::core::cel::Validator;
 use serde_json::json;
 
-/// The schema, with its bounds written as rules too, so that one evaluator decides over both.
+/// The schema with its bounds also written as CEL rules, so that one evaluator checks both.
 fn rules() -> Value {
     let definition = definition().unwrap();
     let schema = definition.spec.versions[0].schema.as_ref().unwrap();
@@ -46,7 +46,7 @@ fn object(spec: &RolloutSpec) -> Value {
     })
 }
 
-/// What the API server would say.
+/// The errors that the API server would return.
 fn validation_errors(rules: &Value, new: &RolloutSpec, old: Option<&RolloutSpec>) -> Vec<String> {
     match Validator::new().validate_with_defaults(rules, &object(new), old.map(object).as_ref()) {
         Ok(()) => Vec::new(),
@@ -55,7 +55,7 @@ fn validation_errors(rules: &Value, new: &RolloutSpec, old: Option<&RolloutSpec>
 }
 
 #[test]
-fn the_rules_compile_and_refuse_exactly_what_validate_refuses() {
+fn cel_rules_compile_and_agree_with_validate() {
     let rules = rules();
     for (index, (change, _)) in CASES.iter().enumerate() {
         let mut spec = valid_spec();
@@ -67,7 +67,7 @@ fn the_rules_compile_and_refuse_exactly_what_validate_refuses() {
 }
 
 #[test]
-fn the_rules_and_immutable_changes_agree_on_what_may_not_change() {
+fn cel_transition_rules_agree_with_immutable_changes() {
     let rules = rules();
     for (index, (change, _)) in CHANGES.iter().enumerate() {
         let (old, mut new) = (spec_before_change(), spec_before_change());
@@ -78,7 +78,7 @@ fn the_rules_and_immutable_changes_agree_on_what_may_not_change() {
 }
 
 #[test]
-fn names_are_bounded_in_bytes_and_hold_no_commas() {
+fn names_are_limited_in_bytes_and_contain_no_commas() {
     let rules = rules();
     let accepted = |model: &str| {
         let mut object = object(&valid_spec());
@@ -94,7 +94,7 @@ fn names_are_bounded_in_bytes_and_hold_no_commas() {
 }
 
 #[test]
-fn everything_is_bounded() {
+fn every_string_and_array_has_a_bound() {
     let mut unbounded = Vec::new();
     let mut rules = rules();
     for_each_object(&mut rules, &mut |schema| {
@@ -114,7 +114,7 @@ fn everything_is_bounded() {
 }
 
 #[test]
-fn the_schema_holds_what_an_api_server_demands() {
+fn schema_is_structural_and_its_status_has_no_defaults() {
     let mut rules = rules();
     for_each_object(&mut rules, &mut |schema| {
         assert!(!schema.contains_key("nullable"), "{schema:?}");
@@ -123,11 +123,11 @@ fn the_schema_holds_what_an_api_server_demands() {
     });
     assert_eq!(rules.pointer("/properties/spec/properties/strategy/properties/totalWeight/default"), Some(&json!(100)));
     let status = rules.pointer("/properties/status").unwrap().to_string();
-    assert!(!status.contains("\"default\""), "the status has no defaults");
+    assert!(!status.contains("\"default\""), "the status must not have defaults");
 }
 
 #[test]
-fn open_ended_words_are_named_in_the_description() {
+fn descriptions_list_the_values_of_open_ended_enums() {
     let rules = rules();
     let source = include_str!("../status.rs");
     for (name, field) in [
@@ -137,22 +137,22 @@ fn open_ended_words_are_named_in_the_description() {
     ] {
         let description = rules.pointer(&format!("/properties/status{field}/description")).unwrap().as_str().unwrap();
         let body = source.split(&format!("pub enum {name} {{")).nth(1).unwrap().split("\n}").next().unwrap();
-        let words: Vec<_> = body.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
-        assert!(words.len() > 3, "the words of {name} were not found");
-        for word in words {
-            assert!(description.contains(word), "{name}::{word} is not named: {description}");
+        let values: Vec<_> = body.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
+        assert!(values.len() > 3, "found too few variants of {name}");
+        for value in values {
+            assert!(description.contains(value), "the description does not list {name}::{value}: {description}");
         }
     }
 }
 
 #[test]
-fn the_committed_definition_is_fresh() {
+fn committed_definition_is_up_to_date() {
     let committed = include_str!("../../../../../crds/rollouts.rollora.dev.yaml");
     assert_eq!(committed, yaml().unwrap(), "run `cargo xtask crds`");
 }
 
 #[test]
-fn a_rollout_survives_the_way_through_the_resource() {
+fn rollout_round_trips_through_the_custom_resource() {
     let spec = valid_spec();
     let resource: RolloutResource = serde_json::from_value(object(&spec)).unwrap();
     assert_eq!(resource.spec, spec);

@@ -1,6 +1,6 @@
 use super::*;
 
-/// The example of the design, with every field.
+/// A Rollout that sets every field.
 const EXAMPLE: &str = r#"apiVersion: rollora.dev/v1alpha1
 kind: Rollout
 metadata: { name: small-segment-lora }
@@ -28,18 +28,18 @@ spec:
 "#;
 
 #[test]
-fn the_example_of_the_design_is_read() {
+fn rollout_with_every_field_is_parsed() {
     let rollout = Rollout::from_yaml(EXAMPLE).unwrap();
     assert_eq!(rollout.metadata.name, "small-segment-lora");
     assert_eq!(rollout.spec.strategy.steps.len(), 5);
     assert_eq!(rollout.spec.strategy.steps[1].pause.as_ref().unwrap().duration.unwrap().to_string(), "10m");
     assert_eq!(rollout.spec.pool_ref.group, "inference.networking.k8s.io");
-    let with_mark = format!("\u{feff}{}", EXAMPLE.replace('\n', "\r\n"));
-    assert_eq!(Rollout::from_yaml(&with_mark).unwrap(), rollout);
+    let with_bom = format!("\u{feff}{}", EXAMPLE.replace('\n', "\r\n"));
+    assert_eq!(Rollout::from_yaml(&with_bom).unwrap(), rollout);
 }
 
 #[test]
-fn what_is_wrong_is_said_with_line_field_and_fix() {
+fn errors_name_line_field_and_fix() {
     let cases = [
         (
             "- setWeight: 10\n",
@@ -50,7 +50,7 @@ fn what_is_wrong_is_said_with_line_field_and_fix() {
         (
             "  router:",
             "  whatever: 1\n  router:",
-            "line 11: spec.whatever: unknown field `whatever`: known are model, poolRef, adapter, adaptersRef, rewriteRef, router, residency, strategy, cleanup, paused",
+            "line 11: spec.whatever: unknown field `whatever`: expected one of model, poolRef, adapter, adaptersRef, rewriteRef, router, residency, strategy, cleanup, paused",
         ),
         (
             "setWeight: 50",
@@ -88,7 +88,7 @@ fn what_is_wrong_is_said_with_line_field_and_fix() {
         (
             "follow: { pattern: \"small-segment-lora-v*\" }",
             "id: small-segment-lora",
-            "line 8: spec.adapter.id: an adapter cannot have the name that clients send: give the version a name of its own",
+            "line 8: spec.adapter.id: an adapter id cannot equal the model name that clients send: give the version another id",
         ),
         (
             "onFailure: Rollback",
@@ -126,15 +126,15 @@ fn what_is_wrong_is_said_with_line_field_and_fix() {
 }
 
 #[test]
-fn all_problems_are_said_at_once() {
+fn all_validation_errors_are_reported_together() {
     let text = EXAMPLE.replace("setWeight: 50", "setWeight: 500").replace("setWeight: 100", "setWeight: 1000");
     let error = Rollout::from_yaml(&text).unwrap_err();
-    let lines: Vec<_> = error.diagnostics.iter().map(|problem| problem.line).collect();
+    let lines: Vec<_> = error.diagnostics.iter().map(|diagnostic| diagnostic.line).collect();
     assert_eq!(lines, [Some(16), Some(18)]);
 }
 
 #[test]
-fn text_that_is_not_yaml_names_the_line() {
+fn error_of_invalid_yaml_names_the_line() {
     for (text, line) in [("kind: Rollout\nspec: [\n", 2), ("kind: Rollout\n\tspec: x\n", 1), ("kind: \"Rollout\n", 1)] {
         let error = Rollout::from_yaml(text).unwrap_err();
         assert_eq!(error.line(), Some(line), "{text:?}: {error}");

@@ -4,7 +4,7 @@ use crate::{
     rollout::spec::{Follow, Pause, RewriteRef},
 };
 
-/// A spec that is valid, in steps.
+/// A valid spec with steps.
 pub(crate) fn valid_spec() -> RolloutSpec {
     let yaml = "
 model: chat
@@ -20,10 +20,10 @@ fn choice_by_id(id: &str, source: Option<&str>) -> AdapterChoice {
     AdapterChoice { follow: None, id: Some(AdapterId::new(id).unwrap()), source: source.map(str::to_owned) }
 }
 
-/// A change of the valid spec, and the paths that are wrong then.
+/// A change of the valid spec, and the paths of the expected errors.
 type SpecCase = (fn(&mut RolloutSpec), &'static [&'static str]);
 
-/// Also run against the rules of the custom resource.
+/// The tests of the custom resource also check these cases against its rules.
 pub(crate) const CASES: &[SpecCase] = &[
     (|_| {}, &[]),
     (|spec| spec.adapter = choice_by_id("chat-v1", None), &[]),
@@ -73,7 +73,7 @@ fn weight_step(weight: i32) -> Step {
 }
 
 #[test]
-fn each_fault_names_its_field() {
+fn each_error_names_its_field() {
     for (index, (change, expected)) in CASES.iter().enumerate() {
         let mut spec = valid_spec();
         change(&mut spec);
@@ -82,7 +82,7 @@ fn each_fault_names_its_field() {
     }
 }
 
-/// A change from a spec by id with a source, and the paths that must not change so.
+/// Changes of a spec with an id and a source, and the immutable paths that each changes.
 pub(crate) const CHANGES: &[SpecCase] = &[
     (|_| {}, &[]),
     (|spec| spec.model = crate::names::ModelName::new("other").unwrap(), &["spec.model"]),
@@ -102,7 +102,7 @@ pub(crate) fn spec_before_change() -> RolloutSpec {
 }
 
 #[test]
-fn what_identifies_a_rollout_does_not_change() {
+fn changes_of_immutable_fields_are_reported() {
     for (index, (change, expected)) in CHANGES.iter().enumerate() {
         let mut new = spec_before_change();
         change(&mut new);

@@ -1,11 +1,11 @@
-//! Laws that hold over files of all shapes.
-#![expect(clippy::struct_excessive_bools, reason = "a shape is many small choices, each independent of the others")]
+//! Properties of edits over files of all shapes.
+#![expect(clippy::struct_excessive_bools, reason = "a shape consists of many small, independent choices")]
 
 use super::*;
 use crate::adapters::AdaptersText;
 use proptest::prelude::*;
 
-/// How a scalar is written.
+/// Quotes of a scalar in the rendered file.
 #[derive(Debug, Clone, Copy)]
 enum Quotes {
     None,
@@ -13,7 +13,7 @@ enum Quotes {
     Double,
 }
 
-/// How an entry of a block list is written. Every comment has a text of its own, given when the file is written.
+/// Form of an entry of a block list. Each comment gets a unique text when the file is rendered.
 #[derive(Debug, Clone)]
 struct EntryShape {
     flow: bool,
@@ -33,8 +33,9 @@ struct EntryShape {
 #[derive(Debug, Clone)]
 enum ListShape {
     Missing,
-    /// The section's value, and that of `models` under it.
+    /// The section has this value, which is empty.
     Blank(&'static str),
+    /// `models` in the section has this value, which is empty.
     BlankModels(&'static str),
     Block(Vec<EntryShape>),
     Flow {
@@ -103,23 +104,13 @@ fn any_list() -> impl Strategy<Value = ListShape> {
 fn any_file() -> impl Strategy<Value = FileShape> {
     (filled_list(), any_list(), 1..5_usize, 0..5_usize, any::<[bool; 5]>()).prop_map(
         |(exist, not_exist, key_step, dash_step, flags)| {
-            let [not_exist_first, keys_between, windows, final_newline, mark] = flags;
-            FileShape {
-                exist,
-                not_exist,
-                not_exist_first,
-                key_step,
-                dash_step,
-                keys_between,
-                crlf: windows,
-                final_newline,
-                bom: mark,
-            }
+            let [not_exist_first, keys_between, crlf, final_newline, bom] = flags;
+            FileShape { exist, not_exist, not_exist_first, key_step, dash_step, keys_between, crlf, final_newline, bom }
         },
     )
 }
 
-/// A file as text, line by line, and the lines that belong to each entry of `ensureExist`.
+/// A file as lines of text, with the range of lines of each entry of `ensureExist`.
 #[derive(Default)]
 struct RenderedFile {
     lines: Vec<String>,
@@ -134,22 +125,22 @@ impl RenderedFile {
     }
 
     fn render(file: &FileShape) -> Self {
-        let mut written = Self::default();
-        let comment = written.comment();
-        written.lines.extend([comment, "vLLMLoRAConfig:".to_owned()]);
+        let mut rendered = Self::default();
+        let comment = rendered.comment();
+        rendered.lines.extend([comment, "vLLMLoRAConfig:".to_owned()]);
         let step = file.key_step;
         let mut lists = [("ensureExist", &file.exist, "v"), ("ensureNotExist", &file.not_exist, "w")];
         if file.not_exist_first {
             lists.reverse();
         }
         for (key, list, prefix) in lists {
-            written.push_list(file, key, list, prefix);
+            rendered.push_list(file, key, list, prefix);
             if file.keys_between {
-                let comment = written.comment();
-                written.lines.push(format!("{:step$}other{}: [1, {{a: b}}] {comment}", "", written.comments));
+                let comment = rendered.comment();
+                rendered.lines.push(format!("{:step$}other{}: [1, {{a: b}}] {comment}", "", rendered.comments));
             }
         }
-        written
+        rendered
     }
 
     fn push_list(&mut self, file: &FileShape, key: &str, list: &ListShape, prefix: &str) {
@@ -247,18 +238,18 @@ impl RenderedFile {
 
     fn text(&self, file: &FileShape) -> String {
         let ending = if file.crlf { "\r\n" } else { "\n" };
-        let mark = if file.bom { "\u{feff}" } else { "" };
+        let bom = if file.bom { "\u{feff}" } else { "" };
         let last = if file.final_newline { ending } else { "" };
-        format!("{mark}{}{last}", self.lines.join(ending))
+        format!("{bom}{}{last}", self.lines.join(ending))
     }
 }
 
-/// Comments in the order of the text.
+/// Numbers of the comments, in the order of the text.
 fn comments(text: &str) -> Vec<&str> {
     text.split("# comment ").skip(1).filter_map(|rest| rest.split('.').next()).collect()
 }
 
-/// Lines without those that an edit makes or fills: the keys of the two lists.
+/// Lines without the keys of the two lists, which an edit may create or fill.
 fn without_list_keys<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let is_key = |line: &str| {
         let key = line.trim().split(':').next().unwrap_or_default();
@@ -277,9 +268,9 @@ fn after_unlist(before: &AdaptersFile, id: &AdapterId) -> AdaptersFile {
 
 proptest! {
     #[test]
-    fn an_entry_moves_and_nothing_else_changes(file in any_file(), choice in any::<prop::sample::Index>()) {
-        let written = RenderedFile::render(&file);
-        let text = written.text(&file);
+    fn unlisting_moves_one_entry_and_changes_nothing_else(file in any_file(), choice in any::<prop::sample::Index>()) {
+        let rendered = RenderedFile::render(&file);
+        let text = rendered.text(&file);
         let before = AdaptersFile::parse(&text).unwrap().file;
         let index = choice.index(before.ensure_exist.len());
         let id = before.ensure_exist[index].id.clone();
@@ -299,7 +290,7 @@ proptest! {
         };
         prop_assert_eq!(&AdaptersFile::parse(&edited).unwrap().file, &after_unlist(&before, &id), "\n{}\n{}", text, edited);
 
-        // No comment is lost or doubled, those of other places keep their order, and so do all other lines.
+        // No comment is lost or duplicated; all other comments and lines keep their order.
         let (mut old, mut new) = (comments(&text), comments(&edited));
         old.sort_unstable();
         new.sort_unstable();
@@ -308,26 +299,26 @@ proptest! {
         prop_assert_eq!(text.starts_with('\u{feff}'), edited.starts_with('\u{feff}'));
         prop_assert_eq!(file.crlf, edited.matches('\n').count() == edited.matches("\r\n").count());
         if let (Some(owned), ListShape::Missing | ListShape::Blank(_) | ListShape::BlankModels(_) | ListShape::Block(_)) =
-            (written.owned.get(index), &file.not_exist)
+            (rendered.owned.get(index), &file.not_exist)
         {
             let rest = |index: usize| !owned.contains(&index);
-            let lines = written.lines.iter().enumerate().filter(|(index, _)| rest(*index));
+            let lines = rendered.lines.iter().enumerate().filter(|(index, _)| rest(*index));
             let kept = without_list_keys(lines.map(|(_, line)| line.as_str()));
-            let moved: Vec<&str> = written.lines[owned.clone()].iter().map(|line| line.trim()).collect();
+            let moved: Vec<&str> = rendered.lines[owned.clone()].iter().map(|line| line.trim()).collect();
             let mut after = without_list_keys(edited.trim_start_matches('\u{feff}').lines());
-            // The moved lines stand together: what is left without them is what was there.
+            // The moved lines are contiguous; without them the other lines are unchanged.
             let at = (0..=after.len() - moved.len())
                 .find(|at| after[*at..at + moved.len()].iter().map(|line| line.trim()).eq(moved.iter().copied()));
             let at = at.ok_or_else(|| TestCaseError::fail(format!("{moved:?}\n{text}\n{edited}")))?;
             after.drain(at..at + moved.len());
-            // A blank line at the very end is one newline more or less, depending on whether the text ends with one.
+            // A blank line at the end counts as one newline more or less, depending on the end of the text.
             let lines = |lines: &[&str]| lines.join("\n").trim_end().to_owned();
             prop_assert_eq!(lines(&after), lines(&kept), "\n{}\n{}", text, edited);
         }
     }
 
     #[test]
-    fn what_was_retired_can_be_listed_again(file in any_file(), choice in any::<prop::sample::Index>()) {
+    fn unlisted_entry_can_be_relisted(file in any_file(), choice in any::<prop::sample::Index>()) {
         let text = RenderedFile::render(&file).text(&file);
         let before = AdaptersFile::parse(&text).unwrap().file;
         let entry = before.ensure_exist[choice.index(before.ensure_exist.len())].clone();
@@ -340,7 +331,7 @@ proptest! {
     }
 
     #[test]
-    fn a_new_entry_is_read_back(file in any_file(), name in "[^,\\p{Cc}]{1,12}", source in "\\PC{1,20}") {
+    fn added_entry_is_parsed_back(file in any_file(), name in "[^,\\p{Cc}]{1,12}", source in "\\PC{1,20}") {
         let text = RenderedFile::render(&file).text(&file);
         let before = AdaptersFile::parse(&text).unwrap().file;
         let edited = add_entry(&text, &id(&name), &source).unwrap();
@@ -351,20 +342,20 @@ proptest! {
     }
 
     #[test]
-    fn a_wrapped_file_changes_as_the_plain_one_does(
+    fn wrapped_file_is_edited_like_the_plain_one(
         file in any_file(),
         choice in any::<prop::sample::Index>(),
         indent in 1..5_usize,
         header in prop_oneof![Just("|"), Just("|-"), Just("|+"), Just("|N")],
     ) {
-        // In a block the value has no marks and no endings of its own, and `|N` fixes the indentation.
+        // A block value has no BOM and no line endings of its own, and `|N` fixes the indentation.
         let file = FileShape { bom: false, crlf: false, final_newline: header != "|-", ..file };
         let header = header.replace('N', &indent.to_string());
         let inner = RenderedFile::render(&file).text(&file);
         let wrap = |inner: &str, ending: &str| {
             let mut blank = 0;
             let line = |line: &str| {
-                // Blank lines of a block may have any white space up to its indentation.
+                // Blank lines of a block may have any number of spaces up to its indentation.
                 blank += usize::from(line.is_empty());
                 if line.is_empty() { " ".repeat(blank % (indent + 1)) } else { format!("{:1$}{line}", "", indent + 1) }
             };
@@ -384,7 +375,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_edit_panic(text in "\\PC{0,40}", lines in prop::collection::vec("[ a-z:\\-\\[\\]{}#|>&*!'\"]{0,12}", 0..8)) {
+    fn edits_never_panic(text in "\\PC{0,40}", lines in prop::collection::vec("[ a-z:\\-\\[\\]{}#|>&*!'\"]{0,12}", 0..8)) {
         for text in [text, lines.join("\n"), format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n{}", lines.join("\n"))] {
             let wrapped = AdaptersText::new(format!("kind: ConfigMap\ndata:\n  k: |\n{text}"), "k");
             let _parsed = wrapped.map(|text| text.parse());
