@@ -79,7 +79,7 @@ pub enum VllmError {
         detail: String,
     },
     /// The server's engine is dead; the server exits soon.
-    #[error("vLLM could not {call} because its engine died ({detail}): look into vLLM's log and restart the server")]
+    #[error("vLLM could not {call} because its engine died ({detail}): check vLLM's log and restart the server")]
     EngineDead {
         /// The call, as a verb phrase such as "list its models".
         call: String,
@@ -93,7 +93,7 @@ pub enum VllmError {
         call: String,
     },
     /// Any other server error (status 5xx).
-    #[error("vLLM failed to {call} (status {status}: {detail}): look into vLLM's log if this persists")]
+    #[error("vLLM failed to {call} (status {status}: {detail}): check vLLM's log if this persists")]
     ServerError {
         /// The call, as a verb phrase such as "list its models".
         call: String,

@@ -27,7 +27,7 @@ pub enum TlsConfigError {
     #[error("not valid PEM ({0}): give a file with the CA certificate in PEM, -----BEGIN CERTIFICATE-----")]
     NotPem(String),
     /// The file contains no certificate.
-    #[error("no certificate in it: give a file with the CA certificate in PEM, -----BEGIN CERTIFICATE-----")]
+    #[error("contains no certificate: give a file with the CA certificate in PEM, -----BEGIN CERTIFICATE-----")]
     Empty,
     /// The file contains a private key, which is not needed and must stay secret.
     #[error("a private key in it: remove the key, only the CA certificate belongs there")]
@@ -171,7 +171,7 @@ fn describe_tls_error(error: &rustls::Error) -> String {
         rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
             "the server requires a client certificate, which is not supported: start vLLM without --ssl-cert-reqs"
         }
-        _ => "look into vLLM's log",
+        _ => "check vLLM's log",
     };
     format!("{advice} ({error})")
 }

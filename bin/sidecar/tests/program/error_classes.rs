@@ -67,7 +67,7 @@ fn failed_load_is_reported_with_its_error_class() {
         (failing_with("broken folder: trunc"), &[], "BadAdapter", "fix its files and give them a new id"),
         (failing_with("name equals base model"), &[], "NameConflict", "give the adapter another id"),
         (failing_with("server without --enable-lora: load"), &[], "LoraOff", "--enable-lora"),
-        (broken, &[], "ServerError", "look into vLLM's log"),
+        (broken, &[], "ServerError", "check vLLM's log"),
         (hanging, &["--load-timeout", "300ms"], "Timeout", "it may still do so"),
     ] {
         let (_sidecar, problem) = load_failure(config, args);

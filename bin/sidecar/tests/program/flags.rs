@@ -47,7 +47,7 @@ fn invalid_value_is_reported_with_its_flag_and_a_fix() {
         (&["--api-key-file", "/nonexistent/key"], 2, &["--api-key-file: /nonexistent/key", "no such file"]),
         (&["--api-key-file", empty], 2, &["--api-key-file", "is empty"]),
         (&["--vllm-ca-file", "/nonexistent/ca"], 2, &["--vllm-ca-file: /nonexistent/ca", "no such file"]),
-        (&["--vllm-ca-file", empty], 2, &["--vllm-ca-file", "no certificate in it"]),
+        (&["--vllm-ca-file", empty], 2, &["--vllm-ca-file", "contains no certificate"]),
         (&["--vllm-server-name", "vllm"], 2, &["--vllm-server-name", "give --vllm-tls too"]),
         (&["--vllm-tls", "--vllm-server-name", "10.0.0.7"], 2, &["--vllm-server-name", "like vllm.models.svc"]),
         (&["--allow-source", "adapters"], 2, &["--allow-source", "like my-org/"]),
