@@ -130,22 +130,22 @@ impl RolloutMetrics {
         let reconciles = stats.for_rollout(&RolloutKey { namespace: namespace.clone(), name: name.clone() });
         let labels = RolloutLabels { namespace: namespace.unwrap_or_default(), name };
         let unwritten = RolloutStatus::default();
-        let status = rollout.status.as_ref().unwrap_or(&unwritten);
-        let phase = format!("{:?}", status.phase);
+        let observed = rollout.status.as_ref().unwrap_or(&unwritten);
+        let phase = format!("{:?}", observed.phase);
         self.by_phase.get_or_create(&PhaseLabels { phase: phase.clone() }).inc();
         self.info.get_or_create(&info_labels(&labels, rollout, status)).set(1);
         let in_phase = RolloutPhaseLabels { namespace: labels.namespace.clone(), name: labels.name.clone(), phase };
         self.phase.get_or_create(&in_phase).set(1);
-        if let Some(since) = status.phase_since {
+        if let Some(since) = observed.phase_since {
             self.phase_seconds.get_or_create(&labels).set(now.duration_since(since).as_secs_f64().max(0.0));
         }
-        if let Some(step) = &status.step {
+        if let Some(step) = &observed.step {
             self.step.get_or_create(&labels).set(i64::from(step.index));
-            self.steps.get_or_create(&labels).set(i64::try_from(status.steps.len()).unwrap_or(i64::MAX));
+            self.steps.get_or_create(&labels).set(i64::try_from(observed.steps.len()).unwrap_or(i64::MAX));
         }
         self.weight.get_or_create(&labels).set(desired_weight_fraction(status));
-        self.resident.get_or_create(&labels).set(i64::from(status.residency.resident));
-        self.ready.get_or_create(&labels).set(i64::from(status.residency.ready));
+        self.resident.get_or_create(&labels).set(i64::from(observed.residency.resident));
+        self.ready.get_or_create(&labels).set(i64::from(observed.residency.ready));
         self.reconciles.get_or_create(&labels).inc_by(reconciles.finished);
         self.errors.get_or_create(&labels).inc_by(reconciles.failed);
     }

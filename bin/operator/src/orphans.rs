@@ -37,14 +37,14 @@ async fn clear_all(client: &CachedClient) -> Result<(), String> {
                 tracing::info!(configmap = %name, "cleared the operator directives of an unreferenced ConfigMap");
             }
             Some(ObjectWriteOutcome::Conflict) => {
-                problem = Some(format!("{name}: changed by another writer meanwhile"))
+                problem = Some(format!("{name}: changed by another writer meanwhile"));
             }
             // Only a person can fix a refused write, so it is not retried.
             Some(ObjectWriteOutcome::Refused(why)) => {
                 tracing::warn!(configmap = %name, "the operator directives stay as they are: {why}");
             }
             Some(ObjectWriteOutcome::Unavailable(why) | ObjectWriteOutcome::Unknown(why)) => {
-                problem = Some(format!("{name}: {why}"))
+                problem = Some(format!("{name}: {why}"));
             }
         }
     }

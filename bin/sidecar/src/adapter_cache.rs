@@ -78,7 +78,7 @@ impl AdapterCache {
                 Ok(Ok(removed)) => removed.iter().for_each(|path| log_removed(path)),
                 Ok(Err(error)) => tracing::warn!("cannot clean up the folder of fetched adapters: {error}"),
                 Err(error) => {
-                    tracing::error!(%error, "the cleanup of the folder of fetched adapters failed unexpectedly")
+                    tracing::error!(%error, "the cleanup of the folder of fetched adapters failed unexpectedly");
                 }
             }
         }

@@ -48,7 +48,7 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Reloadable<T> {
                         self.value.send_replace(Some(value));
                     }
                     Err(problem) => {
-                        tracing::warn!("{} cannot be reloaded, keeping the last good one: {problem}", self.description)
+                        tracing::warn!("{} cannot be reloaded, keeping the last good one: {problem}", self.description);
                     }
                 }
             }

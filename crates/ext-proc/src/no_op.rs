@@ -42,7 +42,7 @@ impl CallHandler for NoOpService {
             }
             Some(proto::ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
             Some(proto::ProcessingEvent::ResponseHeaders(_)) => {
-                replies.push_back(ProcessorReply::response_headers(None))
+                replies.push_back(ProcessorReply::response_headers(None));
             }
             Some(proto::ProcessingEvent::ResponseBody(body)) => {
                 push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies);

@@ -167,9 +167,9 @@ mod tests {
         stats.record_intent(&key("a"), IntentKind::Abort, Instant::now());
         assert_eq!(stats.for_rollout(&key("a")), ReconcileCounts { finished: 2, failed: 1 });
         stats.forget(&key("a"));
-        let state = stats.state();
-        assert_eq!(state.rollouts.keys().collect::<Vec<_>>(), [&key("b")]);
-        assert!(state.pending_intents.is_empty());
+        let kept = stats.state();
+        assert_eq!(kept.rollouts.keys().collect::<Vec<_>>(), [&key("b")]);
+        assert!(kept.pending_intents.is_empty());
         drop(state);
         assert_eq!((stats.reconciles(), stats.failures()), (3, 1), "totals keep the counts of deleted Rollouts");
     }

@@ -47,7 +47,7 @@ async fn main() -> Result<()> {
 async fn execute(fixture: &mut ScaleFixture, command: FixtureCommand) -> Result<Value> {
     match command {
         FixtureCommand::Seed { pods, versions } => {
-            fixture.seed(FixtureSize { pools: 1, pods, rollouts: 1, versions }).await?
+            fixture.seed(FixtureSize { pools: 1, pods, rollouts: 1, versions }).await?;
         }
         FixtureCommand::RecordTemplate => fixture.record_template().await?,
         FixtureCommand::Grow { pools, pods, rollouts, versions } => {

@@ -58,7 +58,7 @@ fn forbid_additional_properties(schema: &mut Value) {
 fn record_paths(answer: &Value, path: &str, paths: &mut BTreeSet<String>) {
     match answer {
         Value::Object(object) => {
-            object.iter().for_each(|(name, value)| record_paths(value, &format!("{path}.{name}"), paths))
+            object.iter().for_each(|(name, value)| record_paths(value, &format!("{path}.{name}"), paths));
         }
         Value::Array(items) => items.iter().for_each(|item| record_paths(item, path, paths)),
         Value::Null => {}

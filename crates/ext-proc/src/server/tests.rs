@@ -321,10 +321,10 @@ async fn request_waits_for_the_buffer_budget() {
     while first.unsent() > 0 && second.unsent() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let (sent, stopped) = if first.unsent() == 0 { (first, second) } else { (second, first) };
+    let (complete, stopped) = if first.unsent() == 0 { (first, second) } else { (second, first) };
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(stopped.unsent() > 3, "{} chunks are left", stopped.unsent());
-    for call in [sent, stopped] {
+    for call in [complete, stopped] {
         call.send(&body(br#"","model":"alias"}"#, true));
         let proto::ProcessingAction::RequestHeaders(reply) = call.next().await else { panic!("unexpected reply") };
         let set = reply.response.unwrap().header_mutation.unwrap().set_headers;

@@ -169,11 +169,11 @@ pub(crate) fn apply_to_rollout(world: &mut World, action: &WorldAction, ids: &[&
     let now = world.now;
     match action {
         WorldAction::ListAdapters { exist, not_exist } => {
-            world.list_adapters(&select_ids(ids, *exist), &select_ids(ids, *not_exist & !exist))
+            world.list_adapters(&select_ids(ids, *exist), &select_ids(ids, *not_exist & !exist));
         }
         WorldAction::SetIntent(verb) => world.set_intent(*verb),
         WorldAction::CrashServer { server, seconds } => {
-            world.servers[*server].crash(now, SignedDuration::from_secs(*seconds))
+            world.servers[*server].crash(now, SignedDuration::from_secs(*seconds));
         }
         WorldAction::FailProbe { server, millis, silent } => {
             world.servers[*server].fail_probe(now + SignedDuration::from_millis(*millis), *silent);
@@ -194,7 +194,7 @@ pub(crate) fn apply_to_rollout(world: &mut World, action: &WorldAction, ids: &[&
         WorldAction::DeleteStatus => world.delete_status(),
         WorldAction::UseAdapter(index) if is_serving(world, ids[*index]) => world.use_on_all_servers(&id(ids[*index])),
         WorldAction::UseInOtherPool(index) if is_serving(world, ids[*index]) => {
-            world.use_in_other_pool(&id(ids[*index]))
+            world.use_in_other_pool(&id(ids[*index]));
         }
         // Waiting is done by the driver.
         WorldAction::Wait(_) | WorldAction::UseAdapter(_) | WorldAction::UseInOtherPool(_) => {}

@@ -106,7 +106,7 @@ pub(crate) fn apply_pair_action(pair: &mut TwoRollouts, side: usize, action: &Pa
             (0..*ticks).for_each(|_| pair.tick());
         }
         PairAction::Apply(WorldAction::ListAdapters { exist, not_exist }) => {
-            list_side(&mut world, side, *exist, *not_exist)
+            list_side(&mut world, side, *exist, *not_exist);
         }
         PairAction::Apply(_) | PairAction::SetAdapter(_) | PairAction::DeleteRollout if deleted => {}
         PairAction::OperatorFault(fault) => {
@@ -115,7 +115,7 @@ pub(crate) fn apply_pair_action(pair: &mut TwoRollouts, side: usize, action: &Pa
         }
         PairAction::Apply(action) => world.with_rollout(name, |world| apply_to_rollout(world, action, ids)),
         PairAction::SetAdapter(adapter) => {
-            world.with_rollout(name, |world| set_adapter(world, adapter.map(|index| ids[index])))
+            world.with_rollout(name, |world| set_adapter(world, adapter.map(|index| ids[index])));
         }
         PairAction::DeleteRollout => world.with_rollout(name, |world| delete_rollout(world, ids)),
     }

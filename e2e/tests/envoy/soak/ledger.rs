@@ -29,7 +29,7 @@ pub(super) struct SoakLedger {
 #[derive(Debug, Clone, Copy)]
 struct Arrival {
     start: Instant,
-    arrival: Instant,
+    received_at: Instant,
     /// The generation of the rule; `None` if the client's name has no rule.
     generation: Option<u32>,
 }
@@ -99,7 +99,7 @@ impl SoakLedger {
         u64::try_from((moment - self.epoch).as_nanos()).unwrap()
     }
 
-    fn from_nanos(&self, nanos: u64) -> Instant {
+    fn instant_of(&self, nanos: u64) -> Instant {
         self.epoch + Duration::from_nanos(nanos)
     }
 
@@ -133,16 +133,16 @@ impl SoakLedger {
     /// Records that the model server received a request for this model.
     pub(super) fn record_arrival(&self, start_nanos: u64, arrival: Instant, model: ModelName<'_>) {
         let generation = model.generation();
-        lock(&self.arrivals).push(Arrival { start: self.from_nanos(start_nanos), arrival, generation });
+        lock(&self.arrivals).push(Arrival { start: self.instant_of(start_nanos), received_at: arrival, generation });
     }
 
     pub(super) fn report(&self, rules: &RuleTimeline, outages: &[ReplicaKill]) -> SoakReport {
         let (arrivals, mut violations) = (lock(&self.arrivals), lock(&self.violations).clone());
         for arrival in arrivals.iter() {
             if let Some(generation) = arrival.generation
-                && !rules.was_active(generation, arrival.start, arrival.arrival)
+                && !rules.was_active(generation, arrival.start, arrival.received_at)
             {
-                let [start, end] = [arrival.start, arrival.arrival].map(|moment| moment - self.epoch);
+                let [start, end] = [arrival.start, arrival.received_at].map(|moment| moment - self.epoch);
                 let intervals = rules.format_intervals(generation, self.epoch);
                 violations.push(format!("generation {generation} from {start:.4?} to {end:.4?}, active {intervals}"));
             }

@@ -94,7 +94,7 @@ impl SoakClient {
             Err(_) => self.ledger.record_failure(start, now(), true, format!("no response after {RESPONSE_TIMEOUT:?}")),
             Ok(Ok(())) => self.ledger.record_response(streams),
             Ok(Err(SoakError::Lost { before_headers, detail: message })) => {
-                self.ledger.record_failure(start, now(), before_headers, message)
+                self.ledger.record_failure(start, now(), before_headers, message);
             }
             Ok(Err(SoakError::WrongResponse(message))) => self.ledger.record_violation(message),
         }

@@ -132,7 +132,7 @@ fn apply_input(
     match input {
         MachineInput::SetDesired { id: name, .. } if desired == Some(id(name)) => {}
         MachineInput::SetDesired { id: name, skip_steps } => {
-            traffic.begin_revision(&id(name), strategy, skip_steps, now)
+            traffic.begin_revision(&id(name), strategy, skip_steps, now);
         }
         // Only an unfinished revision can fail, see `reject_if_fatal` and `try_on_pilot`.
         MachineInput::Fail(servers) => {
