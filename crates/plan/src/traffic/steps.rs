@@ -231,7 +231,7 @@ impl TrafficMachine<'_> {
             let lack = if lacking.len() == 1 { "lacks" } else { "lack" };
             let message = format!(
                 "{names} {lack} {desired}, and stable {stable} is not resident on every Ready server either: \
-                 bring one of them back"
+                 make one of the two adapters resident again"
             );
             return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
         }
