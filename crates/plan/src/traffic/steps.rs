@@ -104,7 +104,7 @@ impl TrafficMachine<'_> {
         if gate.ready == 0 {
             return Some(Wait::soon(
                 reason::NO_READY_PODS,
-                format!("no server of the pool is Ready: see its pods (since {entered})"),
+                format!("no server of the pool is Ready: check the pool's pods (since {entered})"),
             ));
         }
         let message = format!(
