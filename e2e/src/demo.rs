@@ -27,7 +27,7 @@ pub struct DemoArgs {
     /// Use real vLLM servers on the CPU, from the folder that ROLLORA_VLLM_HOME names
     #[arg(long)]
     pub vllm: bool,
-    /// Run on the parts of a cluster, from the folders that ROLLORA_CONTROL_PLANE_HOME and ROLLORA_ENVOY_HOME name
+    /// Run on a real API server and Envoy, from the folders that ROLLORA_CONTROL_PLANE_HOME and ROLLORA_ENVOY_HOME name
     #[arg(long)]
     pub cluster: bool,
     /// Leave everything running at the end and print commands to try

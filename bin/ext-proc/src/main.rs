@@ -41,7 +41,7 @@ struct Args {
     /// Maximum length of a request body in request_body_mode BUFFERED; in bytes, or with the unit KiB or MiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
     max_body: usize,
-    /// How the selected target is passed downstream
+    /// How the selected target is passed on
     #[arg(long, value_enum, default_value_t = RewriteArg::Body)]
     rewrite: RewriteArg,
     /// Set the model in the headers X-Gateway-Model-Name and X-Gateway-Base-Model-Name, by which the gateway chooses a
@@ -51,14 +51,14 @@ struct Args {
     /// Base model of the pool's servers, for X-Gateway-Base-Model-Name
     #[arg(long, value_name = "NAME", requires = "routing_headers")]
     base_model: Option<String>,
-    /// Restore the requested model name in JSON responses and event streams, if the filter shows response bodies
-    /// (response_body_mode FULL_DUPLEX_STREAMED, STREAMED or BUFFERED); such a response breaks off if this replica ends
+    /// Restore the requested model name in JSON responses and event streams, if Envoy's filter sends response bodies
+    /// (response_body_mode FULL_DUPLEX_STREAMED, STREAMED or BUFFERED); such a response is cut off if this replica ends
     #[arg(long)]
     restore_model: bool,
-    /// Maximum size buffered of one request until its model has arrived, for --routing-headers and --rewrite header
+    /// Maximum buffered size of one request until its model has arrived, for --routing-headers and --rewrite header
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_size)]
     max_hold: usize,
-    /// Maximum size buffered of all requests together, including bodies in mode BUFFERED; requests that exceed it are
+    /// Maximum buffered size of all requests together, including bodies in mode BUFFERED; requests that exceed it are
     /// not read until space is free
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     hold_budget: usize,
@@ -71,13 +71,13 @@ struct Args {
     /// Private key of the TLS certificate, as PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Time after SIGTERM in which new requests are still served, until clients send them elsewhere
+    /// Time after SIGTERM in which new requests are still served, while Envoy switches to other replicas
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     drain_delay: GatewayDuration,
     /// Time after the drain delay in which open requests may end
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     drain_timeout: GatewayDuration,
-    /// Format of the log; RUST_LOG selects its content
+    /// Format of the log; RUST_LOG sets its level
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }

@@ -19,20 +19,20 @@ pub(crate) struct Args {
     /// Namespace of the Lease that one of several replicas holds. Default: the namespace of the kubeconfig or the pod
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
     pub(crate) lease_namespace: Option<String>,
-    /// Name of that Lease
+    /// Name of the Lease that one of several replicas holds
     #[arg(long, value_name = "NAME", default_value = "rollora-operator")]
     pub(crate) lease_name: String,
-    /// Time for which the Lease is held without being renewed, in whole seconds, at least 2s
+    /// Time after which the Lease expires if it is not renewed, in whole seconds, at least 2s
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = parse_lease_duration)]
     pub(crate) lease_duration: Duration,
-    /// Name of this replica, unique for each. Default: the hostname with a random suffix
+    /// Name of this replica, unique among the replicas. Default: the hostname with a random suffix
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub(crate) identity: Option<String>,
 
     /// IP address on which /metrics, /readyz and /livez are served
     #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0")]
     pub(crate) address: IpAddr,
-    /// TCP port on which they are served
+    /// TCP port on which /metrics, /readyz and /livez are served
     #[arg(long, value_name = "PORT", default_value = "8080")]
     pub(crate) metrics_port: u16,
     /// Format of the log on standard error. RUST_LOG sets its level

@@ -41,7 +41,7 @@ async fn clear_all(client: &CachedClient) -> Result<(), String> {
             }
             // Only a person can fix a refused write, so it is not retried.
             Some(ObjectWriteOutcome::Refused(why)) => {
-                tracing::warn!(configmap = %name, "the operator directives stay as they are: {why}");
+                tracing::warn!(configmap = %name, "cannot clear the operator directives of the ConfigMap: {why}");
             }
             Some(ObjectWriteOutcome::Unavailable(why) | ObjectWriteOutcome::Unknown(why)) => {
                 problem = Some(format!("{name}: {why}"));

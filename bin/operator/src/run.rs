@@ -59,7 +59,7 @@ async fn run_operator(args: Args) -> anyhow::Result<()> {
             "--address and --metrics-port: cannot listen on {address}; choose others, or stop the process that uses it"
         )
     })?;
-    tracing::info!(server = cluster.server(), ?scope, identity, %address, "started");
+    tracing::info!(server = cluster.server(), ?scope, identity, %address, "rollora-operator starts");
 
     let client = CachedClient::new(&cluster, scope);
     let is_leader = Arc::new(AtomicBool::new(false));

@@ -31,33 +31,34 @@ pub(crate) struct Args {
     /// Connects to vLLM over TLS: vLLM was started with a certificate (its ssl-certfile and ssl-keyfile)
     #[arg(long)]
     pub(crate) vllm_tls: bool,
-    /// PEM file with the CA certificate that signed vLLM's, reloaded on change. Implies --vllm-tls. Without it, the
-    /// CAs of the system are trusted
+    /// PEM file with the CA certificate that signed vLLM's certificate, reloaded on change. Implies --vllm-tls. Without
+    /// it, the CAs of the system are trusted
     #[arg(long, value_name = "FILE")]
     pub(crate) vllm_ca_file: Option<PathBuf>,
     /// The name in vLLM's certificate, if it differs from the host under which vLLM is reached
     #[arg(long, value_name = "NAME")]
     pub(crate) vllm_server_name: Option<ServerName>,
-    /// Allows adapters from this source only: below an absolute path like /adapters, of a hub organization like
-    /// my-org/, or one repository like my-org/my-adapter. May be repeated. Without it, every source is allowed
+    /// Source from which adapters are allowed: an absolute path with everything below it, like /adapters, a hub
+    /// organization, like my-org/, or one repository, like my-org/my-adapter. May be repeated. Without it, every source
+    /// is allowed
     #[arg(long, value_name = "PREFIX", env = "ROLLORA_ALLOW_SOURCE", value_delimiter = ',')]
     pub(crate) allow_source: Vec<SourcePrefix>,
-    /// Folder that vLLM has under the same path: hub adapters are fetched into it and loaded from there. Without it,
+    /// Folder that vLLM mounts at the same path: hub adapters are fetched into it and loaded from there. Without it,
     /// vLLM gets the hub name and downloads inside its engine, which answers no requests meanwhile
     #[arg(long, value_name = "DIR")]
     pub(crate) adapters_dir: Option<PathBuf>,
-    /// How long a fetched adapter is kept after it was last wanted; at least one hour
+    /// How long a fetched adapter is kept after it was last desired; at least one hour
     #[arg(long, value_name = "DURATION", default_value = "24h")]
     pub(crate) adapters_keep: FlagDuration,
-    /// Total size of fetched adapters, in bytes or like 50Gi: above it, unwanted adapters are removed sooner. Without
-    /// it, there is no limit
+    /// Maximum total size of fetched adapters, in bytes or like 50Gi. Above it, adapters that are not desired are
+    /// removed sooner than --adapters-keep says. Without it, there is no limit
     #[arg(long, value_name = "SIZE")]
     pub(crate) adapters_max_size: Option<ByteSize>,
     /// Maximum size of one adapter, in bytes or like 512Mi
     #[arg(long, value_name = "SIZE", default_value = "16Gi")]
     pub(crate) adapter_max_size: ByteSize,
     /// Maximum rank of vLLM (its own --max-lora-rank): a fetched adapter with a higher rank is refused before its
-    /// weights are downloaded. Without it, the load in vLLM fails
+    /// weights are downloaded. Without it, the adapter is downloaded, and vLLM refuses to load it
     #[arg(long, value_name = "NUMBER")]
     pub(crate) max_lora_rank: Option<u32>,
     /// URL of the hub or of a mirror
@@ -86,11 +87,11 @@ pub(crate) struct Args {
     /// An adapter that was used within this time is not unloaded
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) unload_grace: FlagDuration,
-    /// How long after vLLM's start adapters that are neither serving nor required may delay readiness
+    /// How long adapters that are neither serving nor required may delay readiness, counted from vLLM's start
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     pub(crate) settle_timeout: FlagDuration,
 
-    /// How long calls in flight may take to finish after SIGTERM. No new call is started meanwhile
+    /// How long calls to vLLM in flight may take to finish after SIGTERM. No new call is started meanwhile
     #[arg(long, value_name = "DURATION", default_value = "20s")]
     pub(crate) stop_timeout: FlagDuration,
 

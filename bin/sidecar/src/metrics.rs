@@ -71,10 +71,10 @@ impl SidecarMetrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
         let calls = Family::<CallLabels, Counter>::default();
-        let help = "Calls to vLLM and fetches about adapters, by kind and outcome";
+        let help = "Loads, probes, unloads and fetches of adapters, by kind and outcome";
         registry.register("rollora_sidecar_calls", help, calls.clone());
         let call_seconds = Family::<CallKindLabels, Histogram>::new_with_constructor(call_seconds_histogram);
-        let help = "Duration of calls to vLLM and fetches about adapters, by kind";
+        let help = "Duration of loads, probes, unloads and fetches of adapters, by kind";
         registry.register("rollora_sidecar_call_seconds", help, call_seconds.clone());
         Self { registry, calls, call_seconds }
     }

@@ -89,7 +89,7 @@ impl Supervisor {
         drop(timeout(FIRST_CONFIG_TIMEOUT, stop.run_until_cancelled(inputs.desired.wait_for(Option::is_some))).await);
         while !stop.is_cancelled() {
             let Some(server) = self.server_endpoint(&mut inputs) else {
-                tracing::error!("the adapters file names no valid server");
+                tracing::error!("the adapters file names no valid address of vLLM: correct its `host` and `port`");
                 stop.run_until_cancelled(inputs.changed()).await;
                 continue;
             };

@@ -24,7 +24,7 @@ pub struct SidecarStatus {
     /// Base models that the server lists in `/v1/models`.
     #[serde(default)]
     pub base_models: Vec<String>,
-    /// Every adapter that is in one of the two lists or registered, sorted by id.
+    /// Every adapter that the adapters file or vLLM's `/v1/models` lists, sorted by id.
     #[serde(default)]
     pub adapters: Vec<AdapterStatus>,
     /// Error of the server as a whole that a person must fix (runtime updating off, wrong API key, unreachable).
@@ -209,15 +209,15 @@ pub enum AdapterState {
     SourceChanged,
     /// The source is not among those that the sidecar accepts: the adapter is neither downloaded nor loaded.
     SourceRefused,
-    /// Not desired and waiting for the end of its use; or an unload may still be in progress, whatever is desired now.
+    /// No longer desired: will be unloaded when it is idle. Also while an earlier unload may still be in progress.
     Unloading,
     /// Under `ensureNotExist`, but kept loaded because the operator lists it as serving.
     UnloadHeld,
     /// Neither registered nor desired.
     Gone,
-    /// Registered, but in neither list: left unchanged.
+    /// Registered, but under neither `ensureExist` nor `ensureNotExist`: left unchanged.
     Unlisted,
-    /// In both lists: neither loaded nor unloaded.
+    /// Under both `ensureExist` and `ensureNotExist`: neither loaded nor unloaded.
     InBothLists,
 }
 

@@ -71,7 +71,7 @@ pub enum ConnectError {
         pod: String,
     },
     /// A configuration was found, but no client can be built from it.
-    #[error("no client can be built for the API server {server}: {why}")]
+    #[error("cannot build a client for the API server {server} from its configuration: {why}")]
     InvalidConfig {
         /// URL of the API server.
         server: String,

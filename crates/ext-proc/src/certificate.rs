@@ -43,7 +43,7 @@ pub struct CertificateFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read, or does not exist.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}, the file of --tls-cert or --tls-key", path.display())]
     Read {
         /// Path of the file.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum CertificateError {
         source: rustls::pki_types::pem::Error,
     },
     /// Certificate and key do not match, or the type of the key is not supported.
-    #[error("the certificate and its private key cannot be used")]
+    #[error("the certificate of --tls-cert and the private key of --tls-key cannot be used")]
     Unusable(#[from] rustls::Error),
 }
 

@@ -67,7 +67,7 @@ pub(crate) const MAX_BODY_CHUNK: usize = 62_000;
 pub(crate) struct ProcessorShared {
     pub(crate) active_rules: Arc<ActiveRules>,
     pub(crate) guard: PathGuard,
-    /// How the selected target is passed downstream.
+    /// How the selected target is passed on: in the body or in headers.
     pub(crate) rewrite: RewriteOptions,
     /// Limits of the buffers for request bodies.
     pub(crate) buffer: BufferBudget,

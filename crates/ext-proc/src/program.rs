@@ -74,7 +74,9 @@ pub async fn run(options: ProgramOptions) -> Result<()> {
 }
 
 async fn bind(address: IpAddr, port: u16) -> Result<TcpListener> {
-    TcpListener::bind((address, port)).await.with_context(|| format!("cannot listen on {address}:{port}"))
+    TcpListener::bind((address, port))
+        .await
+        .with_context(|| format!("cannot listen on {address}:{port}: give another --address or port"))
 }
 
 /// Installs handlers for SIGTERM and SIGINT. The first signal cancels `stop`, which starts the drain; the returned

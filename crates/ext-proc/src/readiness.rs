@@ -55,7 +55,7 @@ impl ServerReadiness {
             ServerStage::Draining => (false, "shutting down".to_owned()),
             ServerStage::Starting => {
                 let reason = self.problem().as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
-                (false, format!("the rewrites were not loaded yet{reason}"))
+                (false, format!("the rewrites have not been loaded yet{reason}"))
             }
         }
     }

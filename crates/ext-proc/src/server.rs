@@ -25,7 +25,7 @@ const METRICS_GRACE: Duration = Duration::from_millis(500);
 pub struct ServerSettings {
     /// Which request paths are closed to clients.
     pub guard: PathGuard,
-    /// How the selected target is passed downstream.
+    /// How the selected target is passed on: in the body or in headers.
     pub rewrite: RewriteOptions,
     /// Maximum number of bytes buffered of one request whose headers depend on its model.
     pub buffer_limit: usize,

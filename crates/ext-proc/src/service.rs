@@ -52,7 +52,7 @@ impl Handler for GrpcService {
         match head.uri.path() {
             // Without rules all names would be forwarded unchanged, including aliases that no server has.
             PROCESS_PATH if self.readiness.stage() == ServerStage::Starting => {
-                refuse_call(respond, &GrpcStatus::unavailable("the rewrites were not loaded yet"));
+                refuse_call(respond, &GrpcStatus::unavailable("the rewrites have not been loaded yet"));
             }
             PROCESS_PATH => {
                 // Twice the limit, so that a body that is too long still arrives and its client gets an error.

@@ -45,7 +45,11 @@ struct ServerLabels {
 
 impl ServerGauges {
     fn register(&self, registry: &mut Registry) {
-        registry.register("rollora_server_ready", "Whether requests go to the server", self.ready.clone());
+        registry.register(
+            "rollora_server_ready",
+            "Whether the gateway sends requests to the server",
+            self.ready.clone(),
+        );
         let help = "Requests that the server is answering";
         registry.register("rollora_server_requests_in_flight", help, self.in_flight.clone());
     }

@@ -87,7 +87,7 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
             if let ObserveError::Unavailable(why) = error {
                 let file = &rollout.spec.adapters_ref.name;
                 return Err(Requeue::Backoff(format!(
-                    "the entries of the Rollout cannot be removed from the adapters file {file}: {why}"
+                    "the entries of the Rollout cannot be removed from the operator directives of {file}: {why}"
                 )));
             }
         }

@@ -63,7 +63,7 @@ fn conflict_between(one: &Rollout, other: &Rollout) -> Option<Conflict> {
     // Also with different keys of the ConfigMap: all share one key with the directives.
     (one.adapters_ref.name == other.adapters_ref.name && patterns_overlap(ours, theirs)).then(|| {
         Conflict::SameAdapters(format!(
-            "Rollout {name} is older and governs {theirs}, which overlaps with {ours}: use patterns that share no id"
+            "Rollout {name} is older and manages {theirs}, which overlaps with {ours}: use patterns that share no id"
         ))
     })
 }

@@ -63,7 +63,7 @@ fn ignored_ids_message(choice: &AdapterChoice, file: &AdaptersFile) -> Option<St
     let ids: Vec<&str> = resolution.ignored.iter().map(AdapterId::as_str).collect();
     (resolution.id.is_some() && !ids.is_empty()).then(|| {
         let pattern = &follow.pattern;
-        format!("ignored ids, because only digits and dots may stand for the * of {pattern}: {}", text::list(&ids))
+        format!("ids are ignored, because only digits and dots may stand for the * of {pattern}: {}", text::list(&ids))
     })
 }
 

@@ -35,7 +35,7 @@ pub struct ObservedState {
     pub supports_finalizers: bool,
     /// Why the last write was refused; `None` if it was not.
     pub write_refusal: Option<String>,
-    /// The sequence of our last write of the rewrite, if another client has overwritten it since the last decision;
+    /// The sequence of our last write of the rewrite, if another writer has overwritten it since the last decision;
     /// `rewrites` are at least as new as that.
     pub overwritten_sequence: Option<Sequence>,
 }

@@ -133,7 +133,7 @@ fn describe_state(id: &AdapterId, status: &SidecarStatus) -> String {
         AdapterState::SourceChanged => "has the id from another source",
         AdapterState::SourceRefused => "does not accept its source",
         AdapterState::Unloading => "is unloading it",
-        AdapterState::UnloadHeld => "still holds it, although the file unlists it",
+        AdapterState::UnloadHeld => "keeps it loaded, although it is under ensureNotExist",
         AdapterState::Gone => "does not have it",
         AdapterState::Unlisted => "has it, but the file does not list it",
         AdapterState::InBothLists => "finds it in both lists of the adapters file",

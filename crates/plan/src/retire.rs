@@ -134,7 +134,7 @@ fn inputs<'b>(
 /// Names another Rollout, or any rewrite of the namespace, that references the id.
 fn referenced_by(context: &DecisionContext<'_>, id: &AdapterId) -> Option<String> {
     let (Ok(rewrites), Ok(_)) = (&context.observed.rewrites, &context.observed.rollouts) else {
-        return Some("possibly a rewrite or Rollout that cannot be read now".to_owned());
+        return Some("an unreadable rewrite or Rollout possibly".to_owned());
     };
     let referencing = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).find(|rewrite| {
         rewrite.spec.rules.iter().flat_map(|rule| &rule.targets).any(|target| target.model_rewrite == id.as_str())

@@ -278,7 +278,7 @@ fn stale_usage(servers: &[&ObservedServer], quiet: Timestamp) -> Option<String> 
     let read = |server: &&ObservedServer| Some((server.name.clone(), server.status.as_ref().ok()?.usage_read_at?));
     let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
     Some(format!(
-        "must be unused until {}, and the usage of {name} was last read at {}",
+        "must be unused until {}, and its use on {name} is known only until {}",
         text::time(quiet),
         text::time(read)
     ))
@@ -346,7 +346,7 @@ fn handle_relisted(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> Reti
         _ => transition(
             entry,
             RetirementState::Relisted,
-            "another client listed it again, so the operator leaves it alone",
+            "another writer listed it again, so the operator leaves it alone",
             RequeueWhen::OnChange,
         ),
     }

@@ -1,6 +1,6 @@
 //! The edit of an InferenceModelRewrite.
 //!
-//! Only the rule that matches the model exactly, the stamp and two annotations change, and the pool if another client
+//! Only the rule that matches the model exactly, the stamp and two annotations change, and the pool if another writer
 //! changed it. Every other rule and field stays as it was read.
 
 #[cfg(test)]

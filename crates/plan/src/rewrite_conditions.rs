@@ -127,7 +127,7 @@ fn evaluate(
     for (index, rule) in rewrite.spec.rules.iter().enumerate() {
         for model in rule.models() {
             let ours = RankedRule { rank: RewritePrecedence::of(rewrite), index, group };
-            let name = model.unwrap_or("every other name");
+            let name = model.unwrap_or("every model without its own rule");
             match active_rule(pool_key(rewrite), model, first) {
                 Some(ranked) if *ranked != ours => {
                     shadowed.push(format!("{name}: {} is active", describe(ranked, &ours)));

@@ -102,7 +102,10 @@ pub(crate) fn prove(
         (RouterKind::ExtProc, Ok([])) => RouterProof::incomplete(
             0,
             0,
-            Wait::soon(reason::NO_ROUTERS, "there is no router: start rollora-ext-proc, or set spec.router"),
+            Wait::soon(
+                reason::NO_ROUTERS,
+                "there is no router: start rollora-ext-proc, or set spec.router to EndpointPicker",
+            ),
         ),
         (RouterKind::ExtProc, Ok(routers)) => prove_by_report(expected, routers),
     }

@@ -121,7 +121,7 @@ impl StatusWriter<'_> {
         }
         if let Some(end) = self.context.contested_until(status) {
             parts.push(format!(
-                "another client keeps editing the rewrite: the weights are written again at {}",
+                "another writer keeps editing the rewrite: the weights are written again at {}",
                 text::time(end)
             ));
         }
@@ -166,7 +166,7 @@ impl StatusWriter<'_> {
         let is_new = previous.is_some() && previous != rollout.metadata.generation;
         if edited && in_progress && is_new {
             let message =
-                "the steps were edited: this rollout keeps the steps that it began with, the next one takes them";
+                "the steps were edited: this rollout keeps its earlier steps, the next one uses the edited steps";
             builder.record_event(false, reason::PROGRESSING, message);
         }
     }
@@ -190,7 +190,7 @@ impl StatusWriter<'_> {
             AdapterListing::of(id, file) == AdapterListing::Absent && id.as_str() != self.context.spec.model.as_str()
         };
         let id = status.weights.desired.iter().map(|target| &target.id).find(absent)?;
-        Some(format!("{id} gets requests, but a server that restarts cannot load what is not listed: list it again"))
+        Some(format!("{id} gets requests but is not listed, so a restarted server cannot load it: list it again"))
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn list<T: AsRef<str>>(items: &[T]) -> String {
 
 /// The message for a pool without a Ready server.
 pub(crate) fn no_ready_servers(pool: &PoolRef) -> String {
-    format!("no server of the pool {} is Ready: see its pods", pool.name)
+    format!("no server of the pool {} is Ready: check the pool's pods", pool.name)
 }
 
 /// Returns `at` plus `span`, at most [`Timestamp::MAX`].

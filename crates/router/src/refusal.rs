@@ -34,7 +34,7 @@ pub enum RequestRefusal {
         limit: usize,
     },
     /// The body must be buffered until its model is known, and the model is not in its first bytes.
-    #[error("`model` is not in the first {limit} bytes of the body, which is the limit of --max-hold")]
+    #[error("`model` is not in the first {limit} bytes of the body, which is the limit of --max-hold: send it earlier")]
     BufferLimitExceeded {
         /// Maximum number of buffered bytes.
         limit: usize,
@@ -46,7 +46,7 @@ pub enum RequestRefusal {
         limit: Duration,
     },
     /// The path is one of the server's administration.
-    #[error("this path administrates the model server and is closed to clients")]
+    #[error("this path administers the model server and is closed to clients")]
     AdministrationPath,
     /// The guard is `Strict` and the path is not an inference path.
     #[error("this path is not one of the inference paths that are open to clients")]

@@ -45,7 +45,8 @@ pub fn readiness(state: &SidecarState, now: Timestamp) -> ReadinessStatus {
             && !is_verified_enough(state, adapter)
     });
     if !needed.is_empty() {
-        return not_ready(ADAPTERS_NOT_VERIFIED, format!("serving or required, and not verified yet: {needed}"));
+        let message = format!("adapters that are serving or required are not verified yet: {needed}");
+        return not_ready(ADAPTERS_NOT_VERIFIED, message);
     }
     if now >= process.first_seen + state.policy.settle_timeout {
         return ready("the settle timeout is over");
@@ -58,7 +59,7 @@ pub fn readiness(state: &SidecarState, now: Timestamp) -> ReadinessStatus {
     if unsettled.is_empty() {
         ready("every adapter has settled")
     } else {
-        not_ready("Settling", format!("not settled yet: {unsettled}"))
+        not_ready("Settling", format!("adapters that are not settled yet: {unsettled}"))
     }
 }
 

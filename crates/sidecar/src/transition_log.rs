@@ -75,8 +75,8 @@ fn log_adapter_transition(before: Option<AdapterState>, adapter: &AdapterStatus)
         AdapterState::Loading => info!(adapter = %id, source, "loading"),
         AdapterState::Verified => info!(adapter = %id, source, "verified: vLLM completed a token with it"),
         AdapterState::Gone if before.is_some() => info!(adapter = %id, "unloaded"),
-        AdapterState::Unloading => info!(adapter = %id, "unwanted: will be unloaded when idle"),
-        AdapterState::UnloadHeld => info!(adapter = %id, "unwanted, but kept loaded while it serves"),
+        AdapterState::Unloading => info!(adapter = %id, "not desired: will be unloaded when idle"),
+        AdapterState::UnloadHeld => info!(adapter = %id, "not desired, but kept loaded while it serves"),
         AdapterState::Rejected => info!(adapter = %id, "rejected by the operator: not loaded"),
         AdapterState::AwaitingAdmission => info!(adapter = %id, "waiting for admission by the operator"),
         AdapterState::Gone | AdapterState::Pending | AdapterState::Loaded | AdapterState::Unlisted => {

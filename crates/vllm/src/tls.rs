@@ -30,7 +30,7 @@ pub enum TlsConfigError {
     #[error("contains no certificate: give a file with the CA certificate in PEM, -----BEGIN CERTIFICATE-----")]
     Empty,
     /// The file contains a private key, which is not needed and must stay secret.
-    #[error("a private key in it: remove the key, only the CA certificate belongs there")]
+    #[error("contains a private key: remove it from the file, only the CA certificate belongs there")]
     PrivateKey,
     /// A certificate in the file cannot be parsed.
     #[error("certificate number {number} in it is invalid ({detail}): export the CA certificate again")]

@@ -92,7 +92,11 @@ fn mistakes() -> Vec<ObjectMistake> {
         mistake(
             "no-ready-pods",
             json!({ "poolRef": { "name": "pool-without-pods" } }),
-            expected_condition(PROGRESSING, reason::NO_READY_PODS, &["pool-without-pods", "Ready", "see its pods"]),
+            expected_condition(
+                PROGRESSING,
+                reason::NO_READY_PODS,
+                &["pool-without-pods", "Ready", "check the pool's pods"],
+            ),
         ),
         mistake(
             "two-targets",

@@ -59,7 +59,7 @@ fn invalid_rollout_is_rejected_with_our_messages() -> Result<()> {
         let cases = [
             ("spec.adapter", json!({ "follow": { "pattern": "food-v*" }, "id": "food-v1" }), "follow"),
             ("spec.adapter", json!({}), "follow"),
-            ("spec.adapter", json!({ "follow": { "pattern": "food-v*" }, "source": "/a" }), "source goes with id"),
+            ("spec.adapter", json!({ "follow": { "pattern": "food-v*" }, "source": "/a" }), "source requires id"),
             ("spec.adapter", json!({ "id": "food" }), "spec.adapter"),
             ("spec.strategy.steps", json!([{ "setWeight": 101 }]), "Weight"),
             ("spec.strategy.steps", json!([{ "setWeight": 10, "pause": {} }]), "setWeight"),

@@ -166,7 +166,7 @@ fn check_rollout_name(overview: Overview, rollout_ref: &LocalRolloutRef) -> Resu
 }
 
 fn other_version(error: &serde_json::Error) -> String {
-    format!("the response is of another version of `rollora`: {error}")
+    format!("the response is of another version of `rollora`: use the version that runs `rollora local` ({error})")
 }
 fn bad_response(rollout_ref: &LocalRolloutRef, problem: String) -> RolloutClientError {
     RolloutClientError::BadResponse { state: rollout_ref.state.clone(), problem }

@@ -94,7 +94,7 @@ pub enum EditError {
         line: usize,
     },
     /// The edited text does not parse to the intended content.
-    #[error("{what} would not read back as intended after the edit: move the entry by hand")]
+    #[error("{what} cannot be edited safely, because the result would be read differently: move the entry by hand")]
     RoundTripMismatch {
         /// Name of the part that differs.
         what: String,

@@ -108,7 +108,7 @@ pub enum AdaptersFileErrorKind {
     #[error("`vLLMLoRAConfig` is missing: put the adapters under this key at the top of the file")]
     MissingRoot,
     /// An entry lacks a field.
-    #[error("an entry of {list} has no `{field}`: write it{}", if *.list == "ensureNotExist" { ", also here" } else { "" })]
+    #[error("an entry of {list} has no `{field}`: write it{}", if *.list == "ensureNotExist" { " there too" } else { "" })]
     MissingField {
         /// Key of the list: `ensureExist` or `ensureNotExist`.
         list: &'static str,

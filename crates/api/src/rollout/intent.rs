@@ -30,7 +30,7 @@ pub struct IntentPending(pub IntentKind);
 
 /// Error of an annotation that cannot be parsed as an intent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the annotation {INTENT_ANNOTATION} cannot be read: {0}")]
+#[error("the annotation {INTENT_ANNOTATION} cannot be parsed ({0}): remove it, and request the action with `rollora`")]
 pub struct IntentParseError(String);
 
 impl Intent {

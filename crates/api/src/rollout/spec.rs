@@ -94,7 +94,7 @@ pub struct RolloutSpec {
     /// What happens to an adapter after it lost its last weight.
     #[serde(default)]
     pub cleanup: Cleanup,
-    /// Stops steps and cleanup. Aborts and moves of traffic for safety still happen. Defaults to false.
+    /// Stops steps and cleanup. Abort, and the return of traffic to stable on a failure, still work. Defaults to false.
     #[serde(default)]
     pub paused: bool,
 }
@@ -106,7 +106,8 @@ pub struct RolloutSpec {
     feature = "kube",
     x_kube(
         validation = Rule::new("has(self.follow) != has(self.id)").message("write exactly one of follow and id"),
-        validation = Rule::new("!has(self.source) || has(self.id)").message("source goes with id"),
+        validation = Rule::new("!has(self.source) || has(self.id)")
+            .message("source requires id: add id, or remove source"),
         validation = Rule::new(
             "!(has(self.id) && has(oldSelf.id) && self.id == oldSelf.id && has(self.source) && has(oldSelf.source)) \
              || self.source == oldSelf.source"
@@ -326,7 +327,7 @@ pub struct Cleanup {
     /// Minimum time between the loss of the last weight and the unlisting. Defaults to 5m.
     #[serde(default = "default_delay")]
     pub delay: GatewayDuration,
-    /// How long no request must have used the adapter before it is unlisted. Defaults to 2m.
+    /// How long the adapter must be unused before it is unlisted. Defaults to 2m.
     #[serde(default = "default_quiet_for")]
     pub quiet_for: GatewayDuration,
 }

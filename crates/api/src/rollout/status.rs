@@ -54,7 +54,7 @@ pub struct RolloutStatus {
     pub residency: Residency,
     /// Which routers apply the weights.
     pub routers: RouterStatus,
-    /// Adapters that lost their last weight and are being cleaned up. At most 10, or 50 if more than 10 have to wait.
+    /// Adapters that lost their last weight, with their cleanup. At most 10, or 50 while more than 10 are unfinished.
     #[cfg_attr(feature = "kube", schemars(length(max = 50)))]
     pub retired: Vec<RetiredAdapter>,
     /// Adapters that failed and are not tried again. At most 10.
@@ -254,7 +254,7 @@ pub struct Residency {
     /// Ready servers that lack the desired adapter, each with the reason. At most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10), inner(length(max = 32768))))]
     pub missing: Vec<String>,
-    /// Since when a Ready server lacks an adapter that has weight. Absent while none does.
+    /// When a Ready server was first observed without an adapter that has weight. Absent while no server lacks one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub lost_since: Option<jiff::Timestamp>,
@@ -289,7 +289,7 @@ pub struct RouterStatus {
     /// Which component applies the rewrite, from `spec.router`.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub kind: RouterKind,
-    /// Number of routers that reported the rule as written.
+    /// Number of routers that report the rule that the operator wrote.
     #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
     pub proven: i32,
     /// Number of all routers of the pool.

@@ -475,11 +475,11 @@ impl ChangeStream {
         }
         for (kind, problem) in &problems {
             if self.logged_problems.get(kind) != Some(problem) {
-                tracing::warn!(kind, "changes may be missing: {problem}");
+                tracing::warn!(kind, "the watch failed, changes may be missing: {problem}");
             }
         }
         for kind in self.logged_problems.keys().filter(|kind| !problems.contains_key(*kind)) {
-            tracing::info!(kind, "changes are received again");
+            tracing::info!(kind, "the watch works again");
         }
         self.logged_problems = problems;
     }

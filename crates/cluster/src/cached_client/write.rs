@@ -132,7 +132,9 @@ impl CachedClient {
                 with_write_timeout(async { api.create(&post_params(), &object).await }, request("create")).await;
             // On a create, "not found" means that the kind is not installed.
             created.map_err(|error| match error {
-                ApiError::NotFound(_) => ApiError::Unavailable(format!("the kind {resource} is not installed")),
+                ApiError::NotFound(_) => {
+                    ApiError::Unavailable(format!("the kind {resource} is not installed: install its CRD"))
+                }
                 error => error,
             })
         };

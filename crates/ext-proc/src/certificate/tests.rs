@@ -54,5 +54,5 @@ fn load_fails_without_a_valid_certificate() {
     assert!(message.starts_with("cannot read "), "{message}");
     let files = write_files(&home, [TWO[0], ONE[1]]);
     let message = CertificateReloader::load(files, &mut Registry::default()).unwrap_err().to_string();
-    assert_eq!(message, "the certificate and its private key cannot be used");
+    assert_eq!(message, "the certificate of --tls-cert and the private key of --tls-key cannot be used");
 }

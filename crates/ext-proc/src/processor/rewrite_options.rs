@@ -1,4 +1,4 @@
-//! How the selected target is passed downstream.
+//! How the selected target is passed on: in the body or in headers.
 
 use http::HeaderValue;
 
@@ -13,7 +13,7 @@ pub enum RewriteMode {
     Header,
 }
 
-/// How the selected target is passed downstream.
+/// How the selected target is passed on: in the body or in headers.
 #[derive(Debug, Clone, Default)]
 pub struct RewriteOptions {
     /// Where downstream components find the selected target.

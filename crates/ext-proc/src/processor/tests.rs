@@ -317,7 +317,7 @@ fn closed_path_is_refused_before_its_body_arrives() {
         let (status, message) = filter.upstream.refused.take().unwrap();
         assert_eq!(
             (status, message.as_str()),
-            (403, "this path administrates the model server and is closed to clients")
+            (403, "this path administers the model server and is closed to clients")
         );
         assert!(!filter.send(body(b"{}", true)), "no reply after an immediate response");
         assert_eq!((filter.upstream.replies, filter.upstream.end_of_stream), (1, false));

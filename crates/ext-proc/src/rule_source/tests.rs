@@ -69,7 +69,7 @@ fn ready_after_all_groups_were_loaded_once() {
 #[test]
 fn readiness_says_why_there_are_no_rules_yet() {
     let mut test = TestRuleSource::new();
-    let not_loaded = "the rewrites were not loaded yet";
+    let not_loaded = "the rewrites have not been loaded yet";
     assert_eq!(test.readiness.check(), (false, not_loaded.to_owned()));
     test.state(&[Legacy], false, Some(ApiError::Forbidden("the role lacks list".to_owned())));
     assert_eq!(test.readiness.check(), (false, format!("{not_loaded}: the role lacks list")));

@@ -38,7 +38,7 @@ fn no_server_message(reason: NoServer, model: &str) -> String {
         NoServer::NotResident => {
             format!("no ready server has loaded `{model}`: `rollora status` shows which servers lack it")
         }
-        NoServer::OnTrial => format!("`{model}` is on trial on the only ready server: try again"),
+        NoServer::OnTrial => format!("`{model}` is not verified yet on any ready server: try again"),
     }
 }
 

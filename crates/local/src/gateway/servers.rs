@@ -116,7 +116,7 @@ impl GatewayServer {
     /// Marks a server that broke a connection: it gets no requests until [`Self::clear_suspicion`].
     pub(crate) fn mark_suspect(&self) {
         if !self.suspect.swap(true, Relaxed) {
-            tracing::info!(server = self.name, "connection failed: no requests until its sidecar probes the server");
+            tracing::info!(server = self.name, "connection failed: no requests go to the server until it is probed");
         }
         self.pool.clear();
         self.suspected.notify_one();

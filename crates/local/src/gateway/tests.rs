@@ -246,7 +246,7 @@ async fn refusals_have_their_status_and_message() {
         ),
         ("too long", serving(&["v1"]), completion(&too_long), 413, "--max-body"),
         ("two models", serving(&["v1"]), completion(r#"{"model":"a","model":"b"}"#), 400, "more than one `model`"),
-        ("administration", serving(&["v1"]), post("/v1/load%5Flora_adapter", "{}"), 403, "administrates"),
+        ("administration", serving(&["v1"]), post("/v1/load%5Flora_adapter", "{}"), 403, "administers"),
         ("no path of inference", serving(&["v1"]), post("/metrics", ""), 404, "inference paths"),
         ("another protocol", serving(&["v1"]), upgrade, 501, "Upgrade is not supported"),
     ];

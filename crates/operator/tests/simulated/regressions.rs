@@ -82,7 +82,10 @@ fn message_names_awaited_id_after_the_status_is_lost() {
     }
     run.run_for(SignedDuration::from_secs(5));
     let message = run.world().status().message;
-    assert!(message.contains("waits for small-v1, and cannot load what is not listed: list it again"), "{message}");
+    assert!(
+        message.contains("waits for small-v1 and cannot load it, because it is not listed: list it again"),
+        "{message}"
+    );
     apply_action(&mut run, &WorldAction::ListAdapters { exist: 1, not_exist: 0 });
     run.run_until_phase(Phase::Succeeded);
 }

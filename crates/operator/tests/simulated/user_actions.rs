@@ -301,7 +301,7 @@ fn repeatedly_edited_rewrite_is_reverted_slowly() {
         run.run_for(SignedDuration::from_secs(1));
     }
     assert_eq!(run.world().weights(), [(V1.to_owned(), 90), (V2.to_owned(), 10)], "{}", run.log_text());
-    assert!(run.world().status().message.contains("another client keeps editing the rewrite"), "{}", run.log_text());
+    assert!(run.world().status().message.contains("another writer keeps editing the rewrite"), "{}", run.log_text());
     run.run_until_weights(&[(V1, 50), (V2, 50)]);
     run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
     run.tick();
@@ -318,7 +318,7 @@ fn edits_before_the_next_reconcile_are_reverted_slowly_too() {
     run.world().rival = Some(rival);
     let before = run.world().weight_history.len();
     run.world().edit_rewrite(rival);
-    run.run_until("it is said", |world| world.status().message.contains("another client keeps editing the rewrite"));
+    run.run_until("it is said", |world| world.status().message.contains("another writer keeps editing the rewrite"));
     run.run_for(SignedDuration::from_secs(50));
     let writes = run.world().weight_history.len() - before;
     assert!(writes < 8, "{writes}\n{}", run.log_text());
@@ -449,7 +449,10 @@ fn relisted_id_without_sidecars_waits_three_minutes() {
     let weights = run.world().weights();
     assert_eq!(weights, [(V1.to_owned(), 100)], "{}", run.log_text());
     let message = run.world().status().message;
-    assert!(message.contains("was under ensureNotExist until") && message.contains("it counts from"), "{message}");
+    assert!(
+        message.contains("was under ensureNotExist until") && message.contains("as resident only from"),
+        "{message}"
+    );
     run.run_for(SignedDuration::from_secs(15));
     let weights = run.world().weights();
     assert_eq!(weights.len(), 2, "{}", run.log_text());

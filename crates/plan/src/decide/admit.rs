@@ -59,7 +59,8 @@ impl DecisionContext<'_> {
         if self.adapters().is_some_and(|adapters| adapters.directives.admitted.contains(&desired)) {
             // The old admission must leave the directives first. Otherwise a delayed write without it could land when
             // the adapter serves again.
-            let message = format!("{desired} has an old admission: it is withdrawn, then one server tries the adapter");
+            let message =
+                format!("the old admission of {desired} is withdrawn first, then one server tries the adapter");
             return Some(Wait::soon(reason::PILOT_PENDING, message));
         }
         let status = &mut builder.status;

@@ -62,7 +62,7 @@ impl DecisionContext<'_> {
             return wait;
         };
         let message = format!(
-            "{}; a server that restarts waits for {id}, and cannot load what is not listed: list it again",
+            "{}; a restarted server waits for {id} and cannot load it, because it is not listed: list it again",
             wait.message
         );
         Wait { message, ..wait }

@@ -19,7 +19,7 @@ const CONTEST_WINDOW: Duration = Duration::from_mins(5);
 const CONTESTED_WRITE_INTERVAL: Duration = Duration::from_mins(1);
 
 impl DecisionContext<'_> {
-    /// Records what the rewrite shows: a higher stamp, our own last write, or the edit of another client.
+    /// Records what the rewrite shows: a higher stamp, our own last write, or the edit of another writer.
     pub(super) fn observe_rewrite(&self, builder: &mut DecisionBuilder) {
         let status = &mut builder.status;
         if self.observed.rewrites.is_err() || status.weights.desired.is_empty() {
@@ -61,7 +61,7 @@ impl DecisionContext<'_> {
         let surplus = weights.overwritten.len().saturating_sub(CONTEST_THRESHOLD);
         weights.overwritten.drain(..surplus);
         let what = if self.rewrite.is_some() { "edited" } else { "deleted" };
-        let message = format!("another client {what} rewrite {}: its weights are written again", self.rewrite_name());
+        let message = format!("another writer {what} rewrite {}: its weights are written again", self.rewrite_name());
         builder.record_event(true, reason::REWRITE_OVERWRITTEN, message);
     }
 
@@ -76,7 +76,7 @@ impl DecisionContext<'_> {
         (contested && !moved_since && self.now < end && self.foreign_targets_serve()).then_some(end)
     }
 
-    /// Returns whether servers could serve every target of the rewrite as another client left it.
+    /// Returns whether servers could serve every target of the rewrite as another writer left it.
     fn foreign_targets_serve(&self) -> bool {
         let rule = self.rewrite.and_then(|rewrite| rewrite::rule_for(&self.spec.model, rewrite));
         let (Some(rule), Some(servers)) = (rule, self.servers()) else { return false };

@@ -28,7 +28,7 @@ impl DecisionContext<'_> {
         if self.has_finalizer() && self.observed.rewrites.is_ok() && effects.is_empty() {
             if gone && !builder.status.weights.desired.is_empty() {
                 let message =
-                    format!("rewrite {} is gone: there is nothing to give back to stable", self.rewrite_name());
+                    format!("rewrite {} is gone: there is no weight to return to stable", self.rewrite_name());
                 builder.record_event(false, reason::UNLISTED, message);
             }
             effects.push(Effect::SetFinalizer(false));

@@ -61,7 +61,7 @@ pub(super) fn recently_relisted(status: &RolloutStatus, id: &AdapterId) -> Optio
     let entry = status.residency.relisted.iter().find(|entry| entry.id == *id)?;
     let end = text::after(entry.at, RELIST_DELAY);
     let message = format!(
-        "{id} was under ensureNotExist until {}: without a sidecar, it counts from {} on",
+        "{id} was under ensureNotExist until {}: without a sidecar, it can count as resident only from {} on",
         text::time(entry.at),
         text::time(end)
     );

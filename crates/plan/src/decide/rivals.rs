@@ -66,8 +66,8 @@ impl DecisionContext<'_> {
         let terminating = rewrites.find(|rewrite| rewrite.metadata.name == name && rewrite.group() == group)?;
         let finalizers = text::list(&terminating.metadata.finalizers);
         let message = format!(
-            "rewrite {name} is being deleted, held back by the finalizers {finalizers}: it is created again when \
-             it is gone"
+            "rewrite {name} is being deleted and waits for its finalizers {finalizers}: the operator creates it \
+             again when it is gone"
         );
         Some(Wait::on_change(reason::ROUTERS_PENDING, message))
     }

@@ -301,7 +301,7 @@ fn unused_period_counts_only_with_newer_usage_data() {
     assert_eq!(state(vec![read_at(quiet_for, None)]).0, State::Unlisting);
     let (before, why) = state(vec![read_at(quiet_for, None), read_at(quiet_for - 1, None)]);
     assert_eq!(before, State::Waiting);
-    assert!(why.contains("and the usage of a was last read at"), "{why}");
+    assert!(why.contains("and its use on a is known only until"), "{why}");
     let used = Some(at(100));
     assert_eq!(state(vec![read_at(99 + quiet_for, used)]).0, State::StillInUse);
     assert_eq!(state(vec![read_at(100 + quiet_for, used)]).0, State::Unlisting);

@@ -79,7 +79,7 @@ fn rewrite_without_conflicts_is_active() {
     check(
         &[current("a", 1, &["chat", ""]), current("none", 1, &[])],
         &[
-            ("a", "Accepted=True/Accepted: active for chat, every other name", ALL_ACTIVE),
+            ("a", "Accepted=True/Accepted: active for chat, every model without its own rule", ALL_ACTIVE),
             ("none", "Accepted=True/Accepted: this rewrite has no rules", ALL_ACTIVE),
         ],
     );
@@ -127,7 +127,7 @@ fn generic_rule_of_current_group_precedes_legacy_group() {
                 &format!("Accepted=False/ShadowedBy: no rule of this rewrite is active; {why}"),
                 &format!("Conflicted=True/ShadowedBy: {why}"),
             ),
-            ("new", "Accepted=True/Accepted: active for every other name", ALL_ACTIVE),
+            ("new", "Accepted=True/Accepted: active for every model without its own rule", ALL_ACTIVE),
         ],
     );
 }

@@ -198,7 +198,7 @@ fn stalled(writer: &StatusWriter<'_>, status: &RolloutStatus) -> ConditionValue 
         return condition_true(reason::ADAPTER_REJECTED, why);
     }
     if writer.context.contested_until(status).is_some() {
-        return condition_true(reason::CONTESTED, "another client keeps editing the rewrite");
+        return condition_true(reason::CONTESTED, "another writer keeps editing the rewrite");
     }
     let stuck = writer.waits.first().filter(|wait| {
         matches!(

@@ -18,7 +18,10 @@ impl TrafficMachine<'_> {
             return Err(format!("{desired} is already rejected"));
         }
         if !self.is_unfinished() {
-            return Err(format!("{desired} has already succeeded: to go back, list or name the adapter that you want"));
+            return Err(format!(
+                "{desired} has already succeeded: to go back, set spec.adapter.id to the earlier adapter, or list its \
+                 weights under a higher version"
+            ));
         }
         match self.revision.stable.clone() {
             Some(stable) if stable == desired => {

@@ -104,7 +104,7 @@ impl TrafficMachine<'_> {
         if gate.ready == 0 {
             return Some(Wait::soon(
                 reason::NO_READY_PODS,
-                format!("no server of the pool is Ready: see its pods (since {entered})"),
+                format!("no server of the pool is Ready: check the pool's pods (since {entered})"),
             ));
         }
         let message = format!(
@@ -231,7 +231,7 @@ impl TrafficMachine<'_> {
             let lack = if lacking.len() == 1 { "lacks" } else { "lack" };
             let message = format!(
                 "{names} {lack} {desired}, and stable {stable} is not resident on every Ready server either: \
-                 bring one of them back"
+                 make one of the two adapters resident again"
             );
             return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
         }

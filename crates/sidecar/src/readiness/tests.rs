@@ -177,5 +177,5 @@ fn timed_out_hub_download_keeps_server_unready_until_an_answer() {
 fn message_names_unsettled_adapters_and_cuts_long_lists() {
     let testbed = StateTestbed::with_listed(&["a", "b", "c", "d", "e", "f", "g"]);
     let message = testbed.status().readiness.message;
-    assert_eq!(message, "not settled yet: a, b, c, d, e and 2 more");
+    assert_eq!(message, "adapters that are not settled yet: a, b, c, d, e and 2 more");
 }

@@ -301,7 +301,7 @@ fn unsafe_edits_are_rejected_with_line_and_reason() {
         ),
         (
             "vLLMLoRAConfig:\n  ensureNotExist:\n    models: []\n  defaults: &d {source: a}\n  ensureExist:\n    models:\n    - id: v1\n      <<: *d\n".to_owned(),
-            "the entry of `v1` would not read back as intended after the edit: move the entry by hand",
+            "the entry of `v1` cannot be edited safely, because the result would be read differently: move the entry by hand",
         ),
         (
             "lists: &l {models: [{id: v1, source: a}]}\nvLLMLoRAConfig:\n  ensureExist: *l\n".to_owned(),

@@ -95,7 +95,7 @@ fn errors_name_line_and_fix() {
         (list("    - id: a\n      source:\n"), "line 4: an entry of ensureExist has no `source`: write it"),
         (
             "vLLMLoRAConfig:\n  ensureNotExist: {models: [{id: a}]}\n".to_owned(),
-            "line 2: an entry of ensureNotExist has no `source`: write it, also here",
+            "line 2: an entry of ensureNotExist has no `source`: write it there too",
         ),
         (
             list("    - id: a\n      source: b\n    - id: b\n      source: b\n    - source: b\n      id: a\n"),
