@@ -196,7 +196,7 @@ fn active_during(intervals: &[RuleInterval], start: Instant, end: Instant) -> im
 /// Returns whether a rule that no poll observed may have been active between `start` and `end`.
 fn may_have_missed_rule(router: &RouterHistory, start: Instant, end: Instant) -> bool {
     let intervals = &router.intervals;
-    let existed = end >= router.first_seen && router.gone_at.is_none_or(|until| start <= until);
+    let existed = end >= router.observed_since && router.gone_at.is_none_or(|until| start <= until);
     let before_first_rule = existed && intervals.first().is_none_or(|first| start < first.from);
     let skipped_rule = intervals.windows(2).any(|pair| {
         let (before, after) = (&pair[0], &pair[1]);
