@@ -23,9 +23,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a condition may take to come true, unless a scenario sets a limit.
+/// Time limit for a condition to become true, unless a scenario sets another one.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often the harness takes a snapshot while it waits.
+/// Interval of the snapshots that the harness takes while it waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The initial state of an environment.
@@ -42,7 +42,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The guide: three simulated servers, v1 listed, 90/10, 50/50 and 0/100 with pauses of this length.
+    /// Returns the setup of the guide: three simulated servers, v1 listed, and the steps 90/10, 50/50 and 0/100 with
+    /// pauses of this length.
     pub fn guide(pause: Duration) -> Self {
         Self {
             servers: vec![ServerKind::simulated(&["--load-millis", "20", "--token-millis", "2"]); 3],
@@ -52,7 +53,7 @@ impl Setup {
         }
     }
 
-    /// The guide, waiting at 50/50 until a person promotes.
+    /// Returns the setup of the guide with a pause at 50/50 that lasts until a person promotes.
     pub fn pause_at_half(pause: Duration) -> Self {
         Self { rollout: RolloutManifest::pause_at_half(pause), ..Self::guide(pause) }
     }
@@ -61,8 +62,8 @@ impl Setup {
     #[must_use]
     pub fn with_flags(mut self, flags: &[&str]) -> Self {
         for server in &mut self.servers {
-            if let ServerKind::Simulated { flags: known } = server {
-                known.extend(flags.iter().map(|&flag| flag.to_owned()));
+            if let ServerKind::Simulated { flags: server_flags } = server {
+                server_flags.extend(flags.iter().map(|&flag| flag.to_owned()));
             }
         }
         self
@@ -78,15 +79,15 @@ impl Setup {
 pub trait Environment: Sized + Send + Sync {
     /// Starts everything that the setup describes, and waits until it is ready.
     fn start(setup: &Setup) -> impl Future<Output = Result<Self>> + Send;
-    /// The address that clients send their requests to.
+    /// Returns the address that clients send their requests to.
     fn gateway(&self) -> ListenAddress;
-    /// The `/rules` address of each router that accepts new requests.
+    /// Returns the `/rules` address of each router that accepts new requests.
     fn routers(&self) -> Vec<ListenAddress>;
     /// Returns a function that lists the routers that may serve a request at the time of each call.
     fn router_discovery(&self) -> RouterDiscovery;
-    /// The vLLM servers, in the order of the setup.
+    /// Returns the vLLM servers, in the order of the setup.
     fn servers(&self) -> &[VllmServer];
-    /// The vLLM servers, for scenarios that kill and start them.
+    /// Returns the vLLM servers, for scenarios that kill and start them.
     fn servers_mut(&mut self) -> &mut [VllmServer];
     /// Reads the current text of the adapters file.
     fn adapters_yaml(&self) -> impl Future<Output = Result<String>> + Send;
@@ -207,22 +208,22 @@ impl<E: Environment> Harness<E> {
         self.wait_for(serves.and(all_servers_ready())).await.map(drop)
     }
 
-    /// A person adds an entry to the adapters file.
+    /// Adds an entry to the adapters file, as a person does.
     pub async fn list_adapter(&self, id: &str) -> Result<()> {
         self.list_adapter_from(id, SOURCE).await
     }
 
-    /// A person adds an entry with this source.
+    /// Adds an entry with this source, as a person does.
     pub async fn list_adapter_from(&self, id: &str, source: &str) -> Result<()> {
         self.edit_adapters(|text| files::list_adapter(text, &ListedAdapter::new(id, source))).await
     }
 
-    /// A person moves an entry of the adapters file to `ensureNotExist`.
+    /// Moves an entry of the adapters file to `ensureNotExist`, as a person does.
     pub async fn unlist_adapter(&self, id: &str) -> Result<()> {
         self.edit_adapters(|text| files::unlist_adapter(text, id)).await
     }
 
-    /// A person removes an entry from the adapters file.
+    /// Removes an entry from the adapters file, as a person does.
     pub async fn remove_adapter(&self, id: &str) -> Result<()> {
         self.edit_adapters(|text| files::remove_adapter(text, id)).await
     }
@@ -302,9 +303,9 @@ impl<E: Environment> Harness<E> {
         self.record_server_outage(from, clock::now());
     }
 
-    /// Records that a server began to end at `from`, and was dead at `dead`.
-    pub(crate) fn record_server_outage(&mut self, from: Instant, dead: Instant) {
-        self.outages.push(ProcessOutage { target: KilledProcess::Server, from, dead_at: dead, until: None });
+    /// Records that a server began to end at `from`, and was dead at `dead_at`.
+    pub(crate) fn record_server_outage(&mut self, from: Instant, dead_at: Instant) {
+        self.outages.push(ProcessOutage { target: KilledProcess::Server, from, dead_at, until: None });
     }
 
     /// Starts a killed server at its old address, without adapters, and waits until it answers.

@@ -34,7 +34,7 @@ pub struct TrafficRecord {
     pub outages: Vec<ProcessOutage>,
 }
 
-/// The time for which a killed process was away.
+/// The time during which a killed process did not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessOutage {
     /// The kind of process, which decides about the failures it can cause.
@@ -71,7 +71,7 @@ pub struct TrafficVerdict {
     pub errors: Vec<String>,
     /// One message per response by an adapter without weight.
     pub zero_weight_answers: Vec<String>,
-    /// Responses during which a rule may have come and gone between two polls.
+    /// Responses during which a rule may have been active only between two polls.
     pub inconclusive: usize,
 }
 
@@ -82,7 +82,7 @@ impl TrafficRecord {
         for request in &self.exchanges {
             if let Some(model) = request.model() {
                 *verdict.by_model.entry(model.to_owned()).or_default() += 1;
-                verdict.check_answer(request, model, &self.routers);
+                verdict.check_response(request, model, &self.routers);
             }
             if let Some(failure) = request.failure() {
                 verdict.record_failure(request, failure, &self.outages);
@@ -102,7 +102,7 @@ impl TrafficRecord {
     }
 
     /// For each of these writes of the rewrite, returns the time until the last router reported its rule; writes that
-    /// changed no rule are left out. Routers are polled every few milliseconds, so the times are rather too long.
+    /// changed no rule are left out. Routers are polled every few milliseconds, so the times are upper bounds.
     pub fn propagation_delays(&self, writes: &[Instant]) -> Vec<Duration> {
         let confirmed_at = |router: &RouterHistory, from: Instant, to: Option<Instant>| {
             let changes = router.intervals.iter().filter_map(|interval| interval.until);
@@ -119,7 +119,8 @@ impl TrafficRecord {
 
     /// Returns the last moment at which a rule may have given `model` weight, or a request that it answered began.
     pub fn last_use(&self, model: &str) -> Option<Instant> {
-        let starts = self.exchanges.iter().filter(|request| request.model() == Some(model)).map(|it| it.start);
+        let starts =
+            self.exchanges.iter().filter(|request| request.model() == Some(model)).map(|request| request.start);
         let gives_weight = |interval: &&RuleInterval| interval.weights.iter().any(|(id, _)| id == model);
         let ends = self
             .routers
@@ -168,7 +169,7 @@ impl TrafficVerdict {
         }
     }
 
-    fn check_answer(&mut self, request: &RequestRecord, model: &str, routers: &[RouterHistory]) {
+    fn check_response(&mut self, request: &RequestRecord, model: &str, routers: &[RouterHistory]) {
         let (start, end) = (request.start, request.first_byte.unwrap_or(request.end));
         let intervals: Vec<_> =
             routers.iter().flat_map(|router| active_during(&router.intervals, start, end)).collect();
@@ -195,11 +196,11 @@ fn active_during(intervals: &[RuleInterval], start: Instant, end: Instant) -> im
 /// Returns whether a rule that no poll observed may have been active between `start` and `end`.
 fn may_have_missed_rule(router: &RouterHistory, start: Instant, end: Instant) -> bool {
     let intervals = &router.intervals;
-    let existed = end >= router.first_seen && router.gone_at.is_none_or(|until| start <= until);
+    let existed = end >= router.observed_since && router.gone_at.is_none_or(|until| start <= until);
     let before_first_rule = existed && intervals.first().is_none_or(|first| start < first.from);
     let skipped_rule = intervals.windows(2).any(|pair| {
         let (before, after) = (&pair[0], &pair[1]);
-        // The missed rule came and went while both neighbors may have been active.
+        // The missed rule was active between these two, of which both may have been active.
         after.sequence > before.sequence + 1 && after.from <= end && before.until.is_none_or(|until| until >= start)
     });
     before_first_rule || skipped_rule
@@ -217,7 +218,7 @@ impl fmt::Display for TrafficVerdict {
             write!(f, " ({} not judged)", self.inconclusive)?;
         }
         self.by_model.iter().try_for_each(|(model, count)| write!(f, "; {model}: {count}"))?;
-        let worst = self.errors.iter().chain(&self.zero_weight_answers).take(10);
-        worst.into_iter().try_for_each(|message| write!(f, "\n  {message}"))
+        let mut messages = self.errors.iter().chain(&self.zero_weight_answers).take(10);
+        messages.try_for_each(|message| write!(f, "\n  {message}"))
     }
 }

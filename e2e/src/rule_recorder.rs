@@ -46,7 +46,7 @@ pub type RouterDiscovery = Arc<dyn Fn() -> Vec<ListenAddress> + Send + Sync>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterHistory {
     /// When the router was discovered: no request reached it before.
-    pub first_seen: Instant,
+    pub observed_since: Instant,
     /// When it was no longer discovered; `None` while it exists.
     pub gone_at: Option<Instant>,
     /// The active rules, in order of time.
@@ -105,7 +105,7 @@ impl RouterPollers {
             if self.polls.contains_key(name) {
                 continue;
             }
-            let router = RouterHistory { first_seen: clock::now(), gone_at: None, intervals: Vec::new() };
+            let router = RouterHistory { observed_since: clock::now(), gone_at: None, intervals: Vec::new() };
             let history = Arc::new(Mutex::new(PollState { history: router, last_asked: None }));
             let mut poll_task = JoinSet::new();
             poll_task.spawn(poll_router(address.clone(), model.to_owned(), Arc::clone(&history)));
@@ -204,7 +204,7 @@ mod tests {
     fn interval_covers_the_whole_time_a_rule_was_active() {
         let start = clock::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let router = RouterHistory { first_seen: at(0), gone_at: None, intervals: Vec::new() };
+        let router = RouterHistory { observed_since: at(0), gone_at: None, intervals: Vec::new() };
         let mut history = PollState { history: router, last_asked: None };
         for (sent_at, rule) in [
             (0, None),

@@ -1,6 +1,6 @@
 //! A stand-in for the kubelet that runs the pods of its node as processes of this machine.
 //!
-//! What it does as a kubelet does:
+//! Behavior that matches a kubelet:
 //! - It watches the pods of its node and gives each an address. It writes their status after every change: phase,
 //!   conditions with transition times, and containers with ids, restart counts and termination states.
 //! - Init containers run one after the other; a native sidecar (`restartPolicy: Always`) keeps running, and the next
@@ -17,7 +17,7 @@
 //! - A deleted pod runs its `preStop` hooks (`sleep`, `exec`) and gets SIGTERM, then SIGKILL when its grace period is
 //!   over. Sidecars are stopped after the containers, the last one first. Then the object is deleted.
 //!
-//! What it does not do:
+//! Differences from a kubelet:
 //! - There are no images, no isolation and no resource limits. An image is a name for a program of this machine
 //!   ([`ImagePrograms`]). Processes see the machine's files: a path below a `mountPath` in a command, an argument or a
 //!   variable is replaced by the pod's folder for that volume; paths in a program's own files are not.
@@ -73,7 +73,7 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-/// How long [`Kubelet::container`] waits for a container to appear.
+/// Maximum time that [`Kubelet::container`] waits for a container to appear.
 const CONTAINER_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Configuration of a kubelet.
@@ -102,7 +102,7 @@ pub struct KubeletOptions {
 }
 
 impl KubeletOptions {
-    /// Options for a node that updates files without delay and replaces tokens after eight minutes.
+    /// Returns options for a node that updates files without delay and replaces tokens after eight minutes.
     pub async fn new(plane: &ControlPlane, namespace: &str, programs: ImagePrograms, folder: PathBuf) -> Result<Self> {
         Ok(Self {
             client: plane.admin_client().await?,
@@ -126,7 +126,7 @@ impl fmt::Debug for KubeletOptions {
     }
 }
 
-/// Shared by all pods of the node.
+/// State that all pods of the node share.
 struct NodeContext {
     client: Client,
     api_server: token::ApiServerInfo,
@@ -163,7 +163,7 @@ impl NodeContext {
     }
 }
 
-/// The UID and the containers of every pod, by the pod's name. The UID tells pods apart that reuse a name.
+/// The UID and the containers of every pod, by the pod's name. The UID distinguishes pods that reuse a name.
 #[derive(Debug, Default)]
 struct PodRegistry {
     pods: Mutex<BTreeMap<String, (String, Vec<ContainerHandle>)>>,
@@ -182,7 +182,7 @@ impl PodRegistry {
 
     fn remove(&self, name: &str, uid: &str) {
         let mut pods = self.pods();
-        if pods.get(name).is_some_and(|(known, _)| known == uid) {
+        if pods.get(name).is_some_and(|(registered_uid, _)| registered_uid == uid) {
             pods.remove(name);
         }
     }
@@ -231,7 +231,7 @@ impl Kubelet {
         self.context.projection_delay.send_replace(delay);
     }
 
-    /// Returns a container, and waits up to ten seconds for the kubelet to accept its pod.
+    /// Returns a container, and waits up to two minutes for the kubelet to accept its pod.
     pub async fn container(&self, pod: &str, name: &str) -> Result<ContainerHandle> {
         let mut changes = self.registry.changed.subscribe();
         let find = async {

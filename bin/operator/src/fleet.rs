@@ -16,7 +16,7 @@ use rollora_operator::ports::{Fleet, ObservedRouter, ObservedServer, Polled, Rea
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// Fleet of the pods that watches have found.
+/// The servers and routers of a cluster, found by the pod watches of the client.
 #[derive(Debug)]
 pub(crate) struct ClusterFleet {
     client: CachedClient,

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 /// The user agent of the client, which the API server's audit log shows.
 const USER_AGENT: &str = "rollora-sidecar";
 
-/// How long the API may take before the mount is used.
+/// Delay after which the mount is used if the API has not answered.
 const API_FALLBACK_DELAY: Duration = Duration::from_millis(750);
 
 /// The adapters file from the mount or the API. The last good content is active.
@@ -44,22 +44,22 @@ pub(crate) struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// Reads the mounted file, unless the API is used, which is contacted only by [`Self::run`].
-    pub(crate) async fn open(source: &ConfigLocation, host: Option<String>) -> anyhow::Result<Self> {
-        let configmap = match &source.configmap {
+    /// Creates the source. Without a ConfigMap it reads the mounted file; the API is contacted only by [`Self::run`].
+    pub(crate) async fn open(location: &ConfigLocation, host_override: Option<String>) -> anyhow::Result<Self> {
+        let configmap = match &location.configmap {
             None => None,
             Some(name) => {
                 let cluster = Cluster::connect(&ConnectOptions::default(), USER_AGENT).await;
                 let cluster = cluster.map_err(|error| anyhow::anyhow!("--configmap: {error}"))?;
-                let keys = [source.configmap_key.as_str(), DIRECTIVES_KEY];
+                let keys = [location.configmap_key.as_str(), DIRECTIVES_KEY];
                 Some(ConfigMapWatch::new(&cluster, &name.namespace, &name.name, &keys))
             }
         };
         let config_source = Self {
             last_good: LastGoodConfig::default(),
-            configmap_key: source.configmap_key.clone(),
-            host_override: host,
-            mounted_file: FileWatch::open(source.file.clone(), read_texts),
+            configmap_key: location.configmap_key.clone(),
+            host_override,
+            mounted_file: FileWatch::open(location.file.clone(), read_texts),
             configmap_watch: configmap,
             api_synced: AtomicBool::new(false),
         };
@@ -111,7 +111,7 @@ impl ConfigSource {
             return;
         };
         let (mut state, mut texts) = (configmap.subscribe(), self.mounted_file.subscribe());
-        let mount = stop.child_token();
+        let stop_mount = stop.child_token();
         let apply_changes = async {
             loop {
                 tokio::select! {
@@ -121,7 +121,7 @@ impl ConfigSource {
                 }
                 self.update();
                 if self.has_synced() {
-                    mount.cancel();
+                    stop_mount.cancel();
                 }
             }
         };
@@ -133,7 +133,7 @@ impl ConfigSource {
             std::future::pending::<()>().await;
         };
         let watches = async {
-            tokio::join!(configmap.run(stop.clone()), self.mounted_file.run(mount.clone()));
+            tokio::join!(configmap.run(stop.clone()), self.mounted_file.run(stop_mount.clone()));
         };
         tokio::select! {
             () = watches => {}
@@ -171,7 +171,7 @@ impl ConfigSource {
             self.last_good.publish_error(problem);
             return;
         }
-        // The first answer of the API is milliseconds away, and the mount may be a minute old.
+        // The API usually answers within milliseconds, and the mount may be a minute old.
         let Some(problem) = problem else { return };
         let path = self.mounted_file.path().display();
         match self.parse_mounted_file() {

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// How long everything else may take to end after the calls to vLLM have finished or were abandoned.
+/// Time for all other tasks to end after the calls to vLLM have finished or were abandoned.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT.

@@ -68,8 +68,8 @@ impl CacheDir {
         open().map_err(|source| CacheDirError { path: path.to_owned(), source })
     }
 
-    /// Returns the folder of a hub's adapter. Its name is readable; the hash at its end keeps names distinct that
-    /// differ only in characters that are replaced by dashes.
+    /// Returns the folder of a hub's adapter. Its name is readable; the hash at the end distinguishes adapters whose
+    /// names differ only in characters that are replaced by dashes.
     pub(crate) fn adapter_path(&self, name: &HubRef) -> PathBuf {
         self.path.join(dir_name(name))
     }
@@ -103,8 +103,9 @@ impl CacheDir {
         File::open(&self.path)?.sync_all()
     }
 
-    /// Removes adapters as `policy` demands, and abandoned partial downloads. Returns the removed adapters' folders.
-    /// Marks the adapters in `protected` as wanted now. Removes nothing while another process uses the directory.
+    /// Removes the adapters that `policy` selects, and abandoned partial downloads. Returns the folders of the removed
+    /// adapters. Marks the adapters in `protected` as wanted now. Removes nothing while another process uses the
+    /// directory.
     pub fn evict(
         &self,
         protected: &BTreeSet<PathBuf>,
@@ -116,9 +117,9 @@ impl CacheDir {
             let manifest = File::options().append(true).open(path.join(manifest::MANIFEST_FILE))?;
             manifest.set_modified(now.into())?;
         }
-        // A failed upgrade of a shared lock to an exclusive one may drop the shared lock for a moment. This lock allows
-        // one process at a time to try. The others keep their shared locks meanwhile, so that none of them takes this
-        // moment for being the only user.
+        // A failed upgrade of a shared lock to an exclusive one may drop the shared lock for a moment. The sweep lock
+        // allows one process at a time to try, so that the others keep their shared locks: if several tried, one could
+        // get the exclusive lock while the others have dropped theirs.
         let sweep_lock = open_lock_file(&self.path.join(SWEEP_LOCK_FILE))?;
         if flock(&sweep_lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(Vec::new());
@@ -162,12 +163,12 @@ impl CacheDir {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let trash = self.path.join(TRASH_DIR);
         fs::create_dir_all(&trash)?;
-        let to = trash.join(path.file_name().unwrap_or_default());
-        if to.exists() {
-            fs::remove_dir_all(&to)?;
+        let trashed = trash.join(path.file_name().unwrap_or_default());
+        if trashed.exists() {
+            fs::remove_dir_all(&trashed)?;
         }
-        fs::rename(path, &to)?;
-        fs::remove_dir_all(to)
+        fs::rename(path, &trashed)?;
+        fs::remove_dir_all(trashed)
     }
 
     /// Lists the complete adapters. Ignores folders without a manifest, which this crate did not create.
@@ -197,7 +198,7 @@ fn last_modified(path: &Path) -> io::Result<Timestamp> {
     let mut newest = Timestamp::try_from(metadata.modified()?).map_err(io::Error::other)?;
     if metadata.is_dir() {
         for entry in fs::read_dir(path)? {
-            newest = newest.max(self::last_modified(&entry?.path())?);
+            newest = newest.max(last_modified(&entry?.path())?);
         }
     }
     Ok(newest)

@@ -156,8 +156,8 @@ impl Hub {
     async fn check_file(&self, name: &HubRef, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let adapter = name.to_string();
         if file.name == CONFIG_FILE {
-            let text = fs::read(path).await.map_err(|error| FetchError::disk(path, &error))?;
-            check_config(&adapter, &text, &self.constraints())?;
+            let config = fs::read(path).await.map_err(|error| FetchError::disk(path, &error))?;
+            check_config(&adapter, &config, &self.constraints())?;
         } else if file.name.ends_with(".safetensors") {
             check_tensors(&adapter, path)?;
         }

@@ -105,11 +105,11 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Caches {
     rollouts: ObjectCache<Result<Arc<Rollout>, String>>,
-    current: ObjectCache<Arc<InferenceModelRewrite>>,
-    legacy: ObjectCache<Arc<InferenceModelRewrite>>,
+    current_rewrites: ObjectCache<Arc<InferenceModelRewrite>>,
+    legacy_rewrites: ObjectCache<Arc<InferenceModelRewrite>>,
     /// Groups of rewrites that are installed; `None` before discovery has succeeded.
     served: Option<BTreeSet<RewriteGroup>>,
-    /// Why rewrites cannot be watched, if so.
+    /// Why rewrites cannot be watched; `None` if they can.
     rewrites_problem: Option<ApiError>,
     pools: ObjectCache<Result<InferencePool, String>>,
     /// Router pods, indexed by the pool for which they route.
@@ -133,15 +133,15 @@ impl Caches {
 
     fn rewrites(&self, group: RewriteGroup) -> &ObjectCache<Arc<InferenceModelRewrite>> {
         match group {
-            RewriteGroup::Current => &self.current,
-            RewriteGroup::Legacy => &self.legacy,
+            RewriteGroup::Current => &self.current_rewrites,
+            RewriteGroup::Legacy => &self.legacy_rewrites,
         }
     }
 
     fn rewrites_mut(&mut self, group: RewriteGroup) -> &mut ObjectCache<Arc<InferenceModelRewrite>> {
         match group {
-            RewriteGroup::Current => &mut self.current,
-            RewriteGroup::Legacy => &mut self.legacy,
+            RewriteGroup::Current => &mut self.current_rewrites,
+            RewriteGroup::Legacy => &mut self.legacy_rewrites,
         }
     }
 
@@ -158,8 +158,8 @@ impl Caches {
             )));
         }
         let mut states = served.iter().map(|group| self.rewrites(*group).state());
-        let unlisted = states.find(|state| *state != SyncState::Synced);
-        match unlisted {
+        let unsynced = states.find(|state| *state != SyncState::Synced);
+        match unsynced {
             None => SyncState::Synced,
             Some(SyncState::Pending) => self.rewrites_problem.clone().map_or(SyncState::Pending, SyncState::Failed),
             Some(state) => state,
@@ -207,8 +207,8 @@ impl CachedClient {
         ];
         let pods = caches.pods.values().filter_map(ObjectCache::problem);
         problems.extend(pods.map(|problem| (resource_kind::POD.group_resource(), Some(problem.clone()))));
-        let maps = caches.config_maps.values().filter_map(ObjectCache::problem);
-        problems.extend(maps.map(|problem| (resource_kind::CONFIG_MAP.group_resource(), Some(problem.clone()))));
+        let config_maps = caches.config_maps.values().filter_map(ObjectCache::problem);
+        problems.extend(config_maps.map(|problem| (resource_kind::CONFIG_MAP.group_resource(), Some(problem.clone()))));
         problems.into_iter().filter_map(|(kind, problem)| Some((kind, problem?))).collect()
     }
 

@@ -18,7 +18,7 @@ pub(crate) struct Index<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct IndexDelta {
     pub(crate) before: BTreeSet<NamespacedName>,
-    pub(crate) now: BTreeSet<NamespacedName>,
+    pub(crate) after: BTreeSet<NamespacedName>,
 }
 
 impl<T> Default for Index<T> {
@@ -47,8 +47,8 @@ impl<T: PartialEq> Index<T> {
         let mut deltas = Vec::new();
         for name in self.cache.handle_event(event) {
             let before = before.remove(&name).unwrap_or_default();
-            let now = self.cache.get(&name).map(|(_, value)| keys_of(&name, value)).unwrap_or_default();
-            for removed in before.difference(&now) {
+            let after = self.cache.get(&name).map(|(_, value)| keys_of(&name, value)).unwrap_or_default();
+            for removed in before.difference(&after) {
                 if let Some(names) = self.by_key.get_mut(removed) {
                     names.remove(&name);
                     if names.is_empty() {
@@ -56,10 +56,10 @@ impl<T: PartialEq> Index<T> {
                     }
                 }
             }
-            for added in now.difference(&before) {
+            for added in after.difference(&before) {
                 self.by_key.entry(added.clone()).or_default().insert(name.clone());
             }
-            deltas.push(IndexDelta { before, now });
+            deltas.push(IndexDelta { before, after });
         }
         deltas
     }
@@ -106,8 +106,8 @@ mod tests {
         value.split_whitespace().map(name).collect()
     }
 
-    fn delta(before: &'static str, now: &'static str) -> IndexDelta {
-        IndexDelta { before: keys_of(&name(""), &before), now: keys_of(&name(""), &now) }
+    fn delta(before: &'static str, after: &'static str) -> IndexDelta {
+        IndexDelta { before: keys_of(&name(""), &before), after: keys_of(&name(""), &after) }
     }
 
     fn names_under(index: &Index<&'static str>, key: &str) -> Vec<String> {

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 /// A pod, reduced to the fields that pod discovery needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is said of a pod independently of the others")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags are independent of each other")]
 pub struct Pod {
     /// `metadata.name`; qualified with the namespace if that differs from the pool's.
     pub name: String,
@@ -30,7 +30,7 @@ pub struct Pod {
     pub unready_since: Option<Timestamp>,
     /// Whether the pod has a deletion timestamp.
     pub terminating: bool,
-    /// Whether all containers have ended and will not be restarted (phase `Succeeded` or `Failed`).
+    /// Whether all containers have exited and will not be restarted (phase `Succeeded` or `Failed`).
     pub finished: bool,
     /// IDs of the containers, joined by commas; they change with every restart.
     pub container_ids: String,
@@ -185,8 +185,7 @@ impl Pod {
         CacheItem { name, version, value }
     }
 
-    /// Returns whether the pod, in this namespace, reads this ConfigMap: it mounts it, or its sidecar
-    /// watched_config_map it.
+    /// Returns whether the pod, in this namespace, mounts this ConfigMap or has a sidecar that watches it.
     pub(crate) fn reads_config_map(&self, namespace: &str, map: &NamespacedName) -> bool {
         let mounts = map.namespace == namespace && self.config_maps.contains(&map.name);
         mounts || self.watched_config_map.as_ref().is_some_and(|watched| watched.as_ref() == Ok(map))

@@ -61,8 +61,8 @@ pub(crate) fn worker_threads() -> NonZeroUsize {
 /// were aborted.
 ///
 /// Connections are served by `threads` workers, each with its own single-threaded runtime: all work of a connection
-/// stays on one thread. With a shared runtime, a third of the time of a small request is spent on handing work over
-/// between threads.
+/// stays on one thread. With a shared runtime, handing work over between threads takes a third of the time of a small
+/// request.
 pub(crate) async fn serve<A>(
     listener: TcpListener,
     threads: NonZeroUsize,
@@ -74,7 +74,7 @@ where
     A: Handler,
 {
     let abort = CancellationToken::new();
-    // Also abort if this future is dropped early.
+    // Aborts the connections also if this future is dropped early.
     let _abort_on_drop = abort.clone().drop_guard();
     let mut workers = JoinSet::new();
     let mut queues = Vec::new();
@@ -84,13 +84,13 @@ where
         let worker = ConnectionWorker { accepted, handler: handler.clone(), stop: stop.clone(), abort: abort.clone() };
         workers.spawn_blocking(move || worker.run());
     }
-    let mut next = queues.iter().cycle();
+    let mut round_robin = queues.iter().cycle();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
                 // If the worker's queue is full, waits: further connections stay in the system's backlog.
-                Ok(stream) => if let Some(queue) = next.next() {
+                Ok(stream) => if let Some(queue) = round_robin.next() {
                     // Sending cannot fail: workers outlive this loop.
                     drop(queue.send(stream).await);
                 },

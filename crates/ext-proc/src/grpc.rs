@@ -1,7 +1,7 @@
 //! Minimal gRPC server over HTTP/2 for streams with long bodies.
 //!
-//! gRPC libraries buffer each message completely. Envoy sends as one message whatever it has of a body, up to its
-//! buffer limit, so that a thousand requests would be in memory here completely. Therefore a message that can be
+//! gRPC libraries buffer each message completely, and one message of Envoy can contain a whole request body up to
+//! Envoy's buffer limit: a thousand such requests would be in memory at the same time. Therefore a message that can be
 //! processed in parts is decoded as it arrives ([`decoder`]), its bytes are sent without copying ([`send_buffer`]), and
 //! a stream receives no more than it can send ([`call`]).
 //!

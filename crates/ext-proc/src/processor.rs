@@ -10,7 +10,7 @@
 //!
 //! If headers depend on the model ([`RewriteOptions::sets_model_headers`]), full duplex mode allows them only in the
 //! reply to the headers: that reply waits for the model, and so does the body ([`buffer`]). In `BUFFERED` mode they are
-//! set in the reply to the body. `STREAMED` mode has no place for them and is refused.
+//! set in the reply to the body. `STREAMED` mode cannot carry them and is refused.
 //!
 //! The requested model name is restored in response bodies that are visible, if that is enabled
 //! ([`response_restorer`]).
@@ -164,8 +164,8 @@ impl Processor {
         replies.push_back(refusal.into_reply());
     }
 
-    /// Returns whether a long body message of this direction may be handled in parts, which requires that messages need
-    /// no reply each.
+    /// Returns whether a long body message of this direction may be handled in parts. That is possible only in the mode
+    /// that does not require one reply for each message.
     pub(crate) fn accepts_chunks(&self, direction: Direction) -> bool {
         let mode = self.modes.map(|modes| match direction {
             Direction::Request => modes.request,
@@ -253,8 +253,8 @@ impl Processor {
         if mode == BodyMode::Unsupported {
             return Err(ProcessorRefusal::UnsupportedMode(UNSUPPORTED_MODE));
         }
-        let none = proto::HeaderMap::default();
-        let headers = message.headers.as_ref().unwrap_or(&none);
+        let no_headers = proto::HeaderMap::default();
+        let headers = message.headers.as_ref().unwrap_or(&no_headers);
         let path_and_query = headers.first(":path").and_then(|path| str::from_utf8(path).ok()).unwrap_or("/");
         let head = RequestHead { path_and_query, headers, has_body: !message.end_of_stream };
         let (mut exchange, action) = Exchange::begin(&self.shared.active_rules, self.shared.guard, &head, context.now);
@@ -371,17 +371,18 @@ impl Processor {
     ) -> ProcessorReply {
         // Without the request headers there is no exchange, and the response stays unchanged.
         let Some(exchange) = &mut self.exchange else { return ProcessorReply::response_headers(None) };
-        let none = proto::HeaderMap::default();
-        let headers = message.headers.as_ref().unwrap_or(&none);
+        let no_headers = proto::HeaderMap::default();
+        let headers = message.headers.as_ref().unwrap_or(&no_headers);
         let target = exchange.response_head(response_status(headers), context.now);
         if self.shared.rewrite.restore_model && !message.end_of_stream {
             self.restorer = ResponseRestorer::new(mode, exchange, headers);
         }
-        // Remove internal headers that only a server can have set; the target header is overwritten if there is a
-        // target.
-        let is_foreign = |name: &&str| (**name != *TARGET_HEADER || target.is_none()) && headers.first(name).is_some();
-        let foreign = REQUEST_ONLY_HEADERS.into_iter().filter(is_foreign);
-        let mut change = proto::HeaderMutation::remove(foreign);
+        // Internal headers in a response were set by the server, so they are removed. The target header is overwritten
+        // instead if there is a target.
+        let is_untrusted =
+            |name: &&str| (**name != *TARGET_HEADER || target.is_none()) && headers.first(name).is_some();
+        let untrusted = REQUEST_ONLY_HEADERS.into_iter().filter(is_untrusted);
+        let mut change = proto::HeaderMutation::remove(untrusted);
         if let Some(target) = &target {
             let value = Bytes::copy_from_slice(target.as_bytes());
             change.set_headers =
@@ -521,15 +522,15 @@ pub(crate) fn push_body_chunks(
             BodyChunk { direction, slices: Vec::with_capacity(slices.len()), end_of_stream: false }
         }
     };
-    let mut room = MAX_BODY_CHUNK.saturating_sub(chunk.body_length());
+    let mut free_bytes = MAX_BODY_CHUNK.saturating_sub(chunk.body_length());
     for mut slice in slices {
-        while slice.len() > room {
-            chunk.slices.extend((room > 0).then(|| slice.split_to(room)));
+        while slice.len() > free_bytes {
+            chunk.slices.extend((free_bytes > 0).then(|| slice.split_to(free_bytes)));
             let slices = std::mem::take(&mut chunk.slices);
             replies.push_back(ProcessorReply::BodyChunk(BodyChunk { direction, slices, end_of_stream: false }));
-            room = MAX_BODY_CHUNK;
+            free_bytes = MAX_BODY_CHUNK;
         }
-        room -= slice.len();
+        free_bytes -= slice.len();
         chunk.slices.push(slice);
     }
     chunk.end_of_stream = end_of_stream;

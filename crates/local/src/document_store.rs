@@ -3,7 +3,8 @@
 //! Readers get the snapshot in memory and never wait. A write goes to disk first and then into the snapshot. Writes run
 //! on a blocking thread, one at a time, and complete even if their caller stops waiting.
 //!
-//! Invariant: the snapshot is on disk. The gateway's rules change within the write of a rewrite, not after it.
+//! Invariants: the content of the snapshot is also on disk. When the write of a rewrite ends, the gateway applies its
+//! rules.
 
 mod port;
 #[cfg(test)]
@@ -134,7 +135,7 @@ impl LocalDocumentStore {
         self.0.snapshot.load_full()
     }
 
-    /// The rules that the gateway applies.
+    /// Returns the rules that the gateway applies.
     pub(crate) fn rules(&self) -> &Arc<ActiveRules> {
         &self.0.rules
     }
@@ -149,12 +150,12 @@ impl LocalDocumentStore {
         self.0.overview_tx.send_modify(|count| *count += 1);
     }
 
-    /// Changes whenever the overview may have changed.
+    /// Returns a receiver that changes whenever the overview may have changed.
     pub(crate) fn subscribe_overview(&self) -> watch::Receiver<u64> {
         self.0.overview_tx.subscribe()
     }
 
-    /// Changes whenever the operator must reconcile.
+    /// Returns a receiver that changes whenever the operator must reconcile.
     pub(crate) fn subscribe_reconcile(&self) -> watch::Receiver<u64> {
         self.0.reconcile_tx.subscribe()
     }

@@ -1,8 +1,8 @@
 //! The vLLM servers and their sidecars: sends the desired state to the sidecars, and their statuses to the operator and
 //! the gateway.
 //!
-//! Invariant: the gateway knows what the operator knows. Both get the statuses through [`LocalFleet::refresh`], so that
-//! an adapter never gets weight before the gateway knows which servers have it.
+//! Invariant: [`LocalFleet::refresh`] sends the statuses to the gateway before the operator reads them, so that an
+//! adapter never gets weight before the gateway knows which servers have it.
 
 #[cfg(test)]
 mod tests;
@@ -152,9 +152,9 @@ impl LocalFleet {
 
     fn time_to_deadline(&self, now: Timestamp) -> std::time::Duration {
         let trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
-        let soonest = trials.iter().filter_map(TrialState::deadline).min();
+        let earliest = trials.iter().filter_map(TrialState::deadline).min();
         let hour = std::time::Duration::from_hours(1);
-        soonest.map_or(hour, |at| std::time::Duration::try_from(at.duration_since(now)).unwrap_or_default().min(hour))
+        earliest.map_or(hour, |at| std::time::Duration::try_from(at.duration_since(now)).unwrap_or_default().min(hour))
     }
 }
 
@@ -168,7 +168,7 @@ impl Fleet for LocalFleet {
             sidecar.usage_poll_boost.request();
             let status = Arc::new(full_status(&sidecar.status, &sidecar.heartbeat));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
-            // A server that is down comes back as another process, and its time begins then.
+            // A server that is down restarts as another process, and the time begins with that process.
             *unready = (!ready && status.server.is_some()).then(|| unready.unwrap_or(now));
             let (unready_since, terminating) = (*unready, false);
             ObservedServer {

@@ -96,13 +96,13 @@ impl Gateway {
             HeadAction::ReadBody => exchange.request_body(&body, rand::random(), clock::now()),
             _ => BodyAction::Forward,
         };
-        let (body, by_rule) = match action {
+        let (body, is_rewritten) = match action {
             BodyAction::Refuse(refusal) => return Err(refusal.into()),
             BodyAction::Replace(spliced) => (BodyChunks::new(spliced.parts, permit), true),
             BodyAction::Forward => (BodyChunks::new([body], permit), false),
         };
         let requirement = match exchange.served_model() {
-            Some(model) if by_rule => ServerRequirement::Target(model),
+            Some(model) if is_rewritten => ServerRequirement::Target(model),
             Some(model) => ServerRequirement::Model(model),
             None => ServerRequirement::Any,
         };

@@ -30,12 +30,12 @@ const MAX_BUFFERED_BYTES: usize = 256 << 20;
 /// An adapter that was used within this time is not unloaded. The operator waits until an adapter is idle before it
 /// unlists it; this protects a request that was on its way when a person unlisted the adapter.
 const UNLOAD_GRACE: Duration = Duration::from_secs(2);
-/// Limits of how long the first request waits until the state of the servers is known.
+/// Maximum times for which the first request waits until the state of the servers is known.
 const STARTUP_TIMEOUTS: startup::StartupTimeouts =
     startup::StartupTimeouts { all_known: Duration::from_secs(1), first_ready: Duration::from_secs(10) };
-/// Time that responses in flight get to end after a shutdown has been requested.
+/// Time for responses in flight to end after a shutdown request.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
-/// Time that all other tasks get to end after that.
+/// Additional time for all other tasks to end.
 const TASK_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Error that ends `rollora local`.
@@ -107,15 +107,15 @@ pub async fn run(config: LocalConfig, stop: CancellationToken) -> Result<(), Loc
     let control_listener = control::bind(&config.state)?;
 
     // Responses in flight need everything except the listener, so the shutdown has two stages.
-    let ended = CancellationToken::new();
+    let stop_tasks = CancellationToken::new();
     let mut tasks = Tasks::new();
-    let fleet = start_fleet(&config, &store, &mut tasks, &ended)?;
-    start_operator(&store, &fleet, &mut tasks, &ended);
+    let fleet = start_fleet(&config, &store, &mut tasks, &stop_tasks)?;
+    start_operator(&store, &fleet, &mut tasks, &stop_tasks);
     let listen = listener.local_addr().unwrap_or(config.listen);
-    let control = ControlServer { store: store.clone(), fleet: fleet.clone(), listen, stop: ended.clone() };
+    let control = ControlServer { store: store.clone(), fleet: fleet.clone(), listen, stop: stop_tasks.clone() };
     tasks.spawn(async { ("the control socket", error_text(control::serve(control_listener, control).await)) });
     if let Some(listener) = status_listener {
-        let serving = admin::serve(listener, store.clone(), fleet.clone(), ended.clone());
+        let serving = admin::serve(listener, store.clone(), fleet.clone(), stop_tasks.clone());
         tasks.spawn(async { ("the status server", error_text(serving.await)) });
     }
     let limits = BodyLimits { per_request: config.max_body, total: MAX_BUFFERED_BYTES };
@@ -131,7 +131,7 @@ pub async fn run(config: LocalConfig, stop: CancellationToken) -> Result<(), Loc
         () = serving => Ok(()),
         Some(ended) = tasks.join_next() => Err(task_ended(ended)),
     };
-    ended.cancel();
+    stop_tasks.cancel();
     // A task that has not ended by now loses nothing: every write is atomic.
     drop(timeout(TASK_END_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await);
     drop(std::fs::remove_file(socket));
@@ -162,10 +162,16 @@ fn start_fleet(
     let (drained, connections) = (Arc::new(Notify::new()), TaskTracker::new());
     let (mut servers, mut handles, mut sidecars) = (Vec::new(), Vec::new(), Vec::new());
     for endpoint in &config.servers {
-        let (name, suspected) = (endpoint.authority(), Arc::new(Notify::new()));
+        let (name, suspect_notify) = (endpoint.authority(), Arc::new(Notify::new()));
         let (host, port, connections) = (endpoint.host(), endpoint.port(), connections.clone());
-        let server =
-            GatewayServer::new(name.clone(), host, port, connections, Arc::clone(&drained), Arc::clone(&suspected));
+        let server = GatewayServer::new(
+            name.clone(),
+            host,
+            port,
+            connections,
+            Arc::clone(&drained),
+            Arc::clone(&suspect_notify),
+        );
         servers.push(Arc::new(server));
         let mut sidecar_config = SidecarConfig::new(name.clone(), endpoint.clone());
         sidecar_config.policy.unload_grace = UNLOAD_GRACE;
@@ -175,7 +181,7 @@ fn start_fleet(
         let (url, heartbeat, usage_poll_boost) =
             (endpoint.base_url().to_owned(), sidecar.heartbeat(), sidecar.usage_poll_boost());
         handles.push(SidecarHandle { url, desired, status, heartbeat, usage_poll_boost });
-        sidecars.push(sidecar.with_suspect_notify(suspected));
+        sidecars.push(sidecar.with_suspect_notify(suspect_notify));
     }
     let fleet = LocalFleet::new(store.clone(), Arc::new(GatewayServers::new(servers)), handles, drained);
     fleet.refresh();
@@ -185,11 +191,11 @@ fn start_fleet(
         let fleet = fleet.clone();
         tasks.spawn(async move { ("the watch of a sidecar", run_to_end(fleet.watch_sidecar(index)).await) });
     }
-    let (refreshed, token) = (fleet.clone(), stop.clone());
-    tasks.spawn(async move { ("the fleet refresh", run_until_stopped(token, refreshed.run()).await) });
-    let (swept, token) = (Arc::clone(fleet.servers()), stop.clone());
+    let (refreshed_fleet, token) = (fleet.clone(), stop.clone());
+    tasks.spawn(async move { ("the fleet refresh", run_until_stopped(token, refreshed_fleet.run()).await) });
+    let (servers, token) = (Arc::clone(fleet.servers()), stop.clone());
     tasks.spawn(async move {
-        ("the sweep of idle connections", run_until_stopped(token, sweep_idle_connections(swept)).await)
+        ("the sweep of idle connections", run_until_stopped(token, sweep_idle_connections(servers)).await)
     });
     let watching = input::watch_files(store.clone(), stop.clone());
     tasks.spawn(async { ("the watch of the input files", run_to_end(watching).await) });
@@ -202,7 +208,7 @@ fn start_operator(store: &LocalDocumentStore, fleet: &LocalFleet, tasks: &mut Ta
     tasks.spawn(async move { ("the operator", error_text(operator.run(stop).await)) });
 }
 
-/// Has the adapters file read once more before an adapter is unloaded.
+/// Returns a callback that re-reads the adapters file before an adapter is unloaded.
 fn refresh_callback(store: &LocalDocumentStore, fleet: &LocalFleet) -> RefreshCallback {
     let (store, fleet) = (store.clone(), fleet.clone());
     Arc::new(move || {
@@ -215,10 +221,10 @@ fn refresh_callback(store: &LocalDocumentStore, fleet: &LocalFleet) -> RefreshCa
 }
 
 async fn sweep_idle_connections(servers: Arc<GatewayServers>) {
-    let mut every = interval(Duration::from_secs(1));
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticker = interval(Duration::from_secs(1));
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        every.tick().await;
+        ticker.tick().await;
         servers.sweep();
     }
 }

@@ -78,7 +78,7 @@ pub struct Operator<S, F, C> {
     new_rewrite_group: RewriteGroup,
     observe_cache: ObserveCache,
     last_writes: LastWriteResults,
-    /// The last read spec of every Rollout, needed to clean up after its deletion.
+    /// The spec of every Rollout as last read, for the cleanup after its deletion.
     known_rollouts: Mutex<BTreeMap<RolloutKey, KnownRollout>>,
     stats: Arc<ReconcileStats>,
 }

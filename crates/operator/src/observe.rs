@@ -29,7 +29,7 @@ const DEFAULT_POLL_AFTER: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct Observation {
     pub(crate) observed: ObservedState,
-    rewrite_versions: Vec<(Option<RewriteGroup>, String, ResourceVersion)>,
+    rewrite_versions: RewriteVersions,
     pub(crate) adapters_version: Option<ResourceVersion>,
     /// When the oldest response of a server or router was requested; `None` if nothing had to be requested.
     oldest_request: Option<Instant>,
@@ -120,10 +120,10 @@ pub(crate) async fn observe_all(
 ) -> Observation {
     let spec = &rollout.spec;
     // Another operator may have decided on a newer adapters file than the cache holds: never observe an older one.
-    let decided_from = rollout.status.as_ref().and_then(|status| status.observed_adapters.as_ref());
-    let decided_from = decided_from.map(|observed| ResourceVersion(observed.resource_version.clone()));
+    let last_decided = rollout.status.as_ref().and_then(|status| status.observed_adapters.as_ref());
+    let last_decided = last_decided.map(|observed| ResourceVersion(observed.resource_version.clone()));
     let (adapters, rewrites, rollouts, servers, other_pool_servers, routers) = tokio::join!(
-        with_read_timeout(store.adapters(key, &spec.adapters_ref, decided_from.as_ref())),
+        with_read_timeout(store.adapters(key, &spec.adapters_ref, last_decided.as_ref())),
         with_read_timeout(store.rewrites(key)),
         with_read_timeout(store.related_rollouts(key)),
         with_read_timeout(fleet.servers(key, &spec.pool_ref)),
@@ -165,10 +165,10 @@ pub(crate) async fn observe_rewrites(
     Observation { observed, rewrite_versions: versions, adapters_version: None, oldest_request: None }
 }
 
-/// Reads what the cleanup of a Rollout needs that was deleted or names another file now.
+/// Reads the documents for the cleanup of a Rollout that was deleted, or of a file that the Rollout no longer names.
 ///
-/// All Rollouts are read, because the related ones of today may not be those that name the file. The cache is not
-/// used: it holds the file that the Rollout names now.
+/// All Rollouts are read, because those that name the former file may not be related to the current spec. The cache is
+/// not used: it holds the file that the Rollout names now.
 pub(crate) async fn observe_documents(
     store: &impl DocumentStore,
     key: &RolloutKey,
@@ -209,10 +209,8 @@ fn into_values<T>(versioned: Result<Vec<Versioned<T>>, ObserveError>) -> Result<
 }
 
 /// Applies the read timeout to one read.
-pub(crate) async fn with_read_timeout<T>(
-    reading: impl Future<Output = Result<T, ReadError>>,
-) -> Result<T, ObserveError> {
-    match tokio::time::timeout(READ_TIMEOUT, reading).await {
+pub(crate) async fn with_read_timeout<T>(read: impl Future<Output = Result<T, ReadError>>) -> Result<T, ObserveError> {
+    match tokio::time::timeout(READ_TIMEOUT, read).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(ReadError::Unavailable(why))) => Err(ObserveError::Unavailable(why)),
         Ok(Err(ReadError::Invalid(why))) => Err(ObserveError::Invalid(why)),
@@ -228,6 +226,7 @@ fn split_polled<T>(polled: Result<Polled<T>, ObserveError>) -> (Option<Instant>,
 }
 
 type VersionedRewrites = Vec<Versioned<Arc<InferenceModelRewrite>>>;
+/// Group, name and version of each observed rewrite.
 type RewriteVersions = Vec<(Option<RewriteGroup>, String, ResourceVersion)>;
 
 fn split_versions(

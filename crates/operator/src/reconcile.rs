@@ -109,8 +109,8 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Returns the API group for a new rewrite of this Rollout.
     fn rewrite_group(&self, rollout: &Rollout) -> RewriteGroup {
         let rewrite = rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
-        let kept = rewrite.and_then(|rewrite| RewriteGroup::from_name(&rewrite.group));
-        self.store.new_rewrite_group(kept).unwrap_or(self.new_rewrite_group)
+        let current_group = rewrite.and_then(|rewrite| RewriteGroup::from_name(&rewrite.group));
+        self.store.new_rewrite_group(current_group).unwrap_or(self.new_rewrite_group)
     }
 
     fn decide(&self, key: &RolloutKey, rollout: &Rollout, observation: &Observation, started_at: Instant) -> Decision {

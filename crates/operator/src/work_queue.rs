@@ -97,7 +97,8 @@ impl WorkQueue {
         }
     }
 
-    /// Ends a failed reconcile of this key. Returns its delay, which is skipped if the key changed meanwhile.
+    /// Ends a failed reconcile of this key. Returns the delay of the retry; if the key changed meanwhile, it is due
+    /// without this delay.
     pub(crate) fn requeue_with_backoff(&mut self, key: &RolloutKey, backoff: RequeueBackoff, now: Instant) -> Duration {
         let Some(entry) = self.entries.get_mut(key) else { return Duration::ZERO };
         entry.running = false;

@@ -53,7 +53,7 @@ const UNOBSERVED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A step that has waited for servers or routers for longer than this polls them less often.
 const FAST_POLL_WINDOW: Duration = Duration::from_secs(10);
-/// The poll interval after [`FAST_POLL_WINDOW`]: such a cause takes longer to fix.
+/// The poll interval after [`FAST_POLL_WINDOW`]: a cause that lasts this long rarely disappears within seconds.
 const SLOW_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// When servers that do not report `max_loras` yet are polled again while a rollout is unfinished.
@@ -163,12 +163,12 @@ impl<'a> DecisionContext<'a> {
         }
     }
 
-    /// Returns a part of `whole` that is constant for this Rollout and differs between Rollouts.
-    pub(crate) fn jitter(&self, whole: Duration) -> Duration {
+    /// Returns a part of `max` that is constant for this Rollout and differs between Rollouts.
+    pub(crate) fn jitter(&self, max: Duration) -> Duration {
         let mut hasher = DefaultHasher::new();
         self.uid.hash(&mut hasher);
         let part = u32::try_from(hasher.finish() % u64::from(JITTER_BUCKETS)).unwrap_or_default();
-        whole * part / JITTER_BUCKETS
+        max * part / JITTER_BUCKETS
     }
 
     fn rewrite_name(&self) -> &'a str {
@@ -203,7 +203,7 @@ impl<'a> DecisionContext<'a> {
         })
     }
 
-    /// Polls again what could not be observed now, even if nothing waits for it.
+    /// Returns when to observe again what could not be observed now, even if nothing waits for it.
     fn unobserved_requeue(&self) -> Option<RequeueWhen> {
         let observed = self.observed;
         let errors = [
@@ -218,8 +218,8 @@ impl<'a> DecisionContext<'a> {
         unavailable.then(|| RequeueWhen::At(text::after(self.now, UNOBSERVED_POLL_INTERVAL)))
     }
 
-    /// Polls servers that lack an adapter with weight: their pods may stay Ready, so no watch event reports the
-    /// recovery.
+    /// Returns when to poll the servers again if one lacks an adapter with weight: its pod may stay Ready, so no watch
+    /// event reports the recovery.
     fn lost_residency_requeue(&self, status: &RolloutStatus) -> Option<RequeueWhen> {
         let servers = self.servers()?;
         let lost =
@@ -227,7 +227,7 @@ impl<'a> DecisionContext<'a> {
         lost.then(|| RequeueWhen::At(text::after(self.now, SLOW_POLL_INTERVAL)))
     }
 
-    /// Returns inputs that a person must fix: missing, or invalid as stored.
+    /// Returns a wait for each input that a person must fix: it is missing, or invalid as stored.
     fn invalid_input_waits(&self) -> impl Iterator<Item = Wait> {
         let rewrites = self.observed.rewrites.as_ref().err().map(|error| ("the rewrites cannot be read", error));
         let servers =
@@ -275,16 +275,16 @@ impl<'a> DecisionContext<'a> {
         }
         let conflict = |message, owns_rule| StallCause { reason: reason::CONFLICT, message, owns_rule };
         // A Rollout that has begun has weights in the rewrite, and no other Rollout maintains them.
-        let begun = || self.rewrite.is_some_and(|rewrite| rewrite::stamped_sequence(rewrite, self.uid).is_some());
-        let other = match &self.observed.rollouts {
+        let has_begun = || self.rewrite.is_some_and(|rewrite| rewrite::stamped_sequence(rewrite, self.uid).is_some());
+        let rollout_conflict = match &self.observed.rollouts {
             Ok(rollouts) => conflict::find_conflict(self.rollout, rollouts).map(|other| {
-                let owns_rule = matches!(other, Conflict::SameAdapters(_)) && begun();
+                let owns_rule = matches!(other, Conflict::SameAdapters(_)) && has_begun();
                 conflict(other.into_message(), owns_rule)
             }),
             // While the Rollouts cannot be listed, the last known conflict stands.
-            Err(_) => self.previous_conflict().map(|message| conflict(message, begun())),
+            Err(_) => self.previous_conflict().map(|message| conflict(message, has_begun())),
         };
-        other.or_else(|| self.pool_mismatch().map(|message| conflict(message, false)))
+        rollout_conflict.or_else(|| self.pool_mismatch().map(|message| conflict(message, false)))
     }
 
     fn previous_conflict(&self) -> Option<String> {
@@ -332,11 +332,11 @@ impl<'a> DecisionContext<'a> {
         {
             waits.push(Wait::on_change(reason::SHADOWED_BY, routers::shadowed_message(other)));
         }
-        let mut retiring = retire::advance_all(self, &mut builder, &proof);
+        let mut retirement_waits = retire::advance_all(self, &mut builder, &proof);
         if !self.is_observation_attempted() {
             // Servers and routers were not queried, so nothing can be waiting for them; the next decision queries them.
             waits.clear();
-            retiring.clear();
+            retirement_waits.clear();
         }
         let writer = StatusWriter {
             context: self,
@@ -344,10 +344,10 @@ impl<'a> DecisionContext<'a> {
             waits: &waits,
             gate: gate.as_ref(),
             proof: &proof,
-            retirement_waits: &retiring,
+            retirement_waits: &retirement_waits,
         };
         writer.write(&mut builder);
-        let requeues = waits.iter().chain(&retiring).map(|wait| wait.requeue);
+        let requeues = waits.iter().chain(&retirement_waits).map(|wait| wait.requeue);
         let capacity_unknown = builder.with_traffic(|traffic| traffic.is_unfinished())
             && self.servers().is_some_and(capacity::is_unreported);
         let capacity_poll = capacity_unknown.then(|| RequeueWhen::At(text::after(self.now, CAPACITY_POLL_INTERVAL)));
@@ -363,7 +363,7 @@ impl<'a> DecisionContext<'a> {
         }
     }
 
-    /// Keeps what was decided before. Only an abort is applied: it does not wait until a person fixes the spec.
+    /// Keeps the previous decision. Only an abort is applied: it does not wait until a person fixes the spec.
     fn decide_stalled(&self, mut builder: DecisionBuilder, cause: &StallCause) -> Decision {
         let StallCause { reason: why, message, owns_rule } = cause;
         let mut effects = Vec::new();

@@ -16,8 +16,8 @@ use rollora_api::{
 
 /// Failed attempts on the pilot after which an id is rejected, whatever the reason.
 const MAX_ATTEMPTS: u32 = 5;
-/// Failed attempts after which an id is rejected whose adapter is not found or not accessible. More than one, because
-/// files may still be being copied.
+/// Failed attempts after which an id is rejected if its adapter is not found or not accessible. More than one, because
+/// a copy of the files may still be in progress.
 const MAX_ATTEMPTS_NOT_FOUND: u32 = 3;
 
 /// The decision about an id that is not admitted yet.
@@ -27,7 +27,7 @@ pub(crate) enum PilotDecision {
     Admit(String),
     /// This server becomes the pilot.
     Choose(String),
-    /// The pilot is trying the id; the message says how far it is.
+    /// The pilot is trying the id; the message describes the progress.
     Trying(String),
     /// The id must not be loaded anywhere; the message says why.
     Reject(String),
@@ -43,19 +43,19 @@ pub(crate) fn evaluate(
     servers: &[ObservedServer],
     content: Option<&ContentHash>,
 ) -> PilotDecision {
-    if let Some(server) = servers.iter().find(|server| has_proven(server, id, content)) {
+    if let Some(server) = servers.iter().find(|server| has_verified(server, id, content)) {
         return PilotDecision::Admit(server.name.clone());
     }
-    let trying = pilot.filter(|pilot| pilot.id == *id);
-    match trying.and_then(|pilot| servers.iter().find(|server| server.name == pilot.pod)) {
+    let current = pilot.filter(|pilot| pilot.id == *id);
+    match current.and_then(|pilot| servers.iter().find(|server| server.name == pilot.pod)) {
         Some(server) => evaluate_trial(id, server, content),
         None => choose_server(id, serving, servers)
             .map_or_else(|| PilotDecision::NoReadyServer, |server| PilotDecision::Choose(server.name.clone())),
     }
 }
 
-/// Names a server that died twice because of an id that was verified on its pilot. A single death may have another
-/// cause, and the sidecar tries again.
+/// Returns a reason that names a server that died twice because of an id that was verified on its pilot. A single death
+/// may have another cause, and the sidecar tries again.
 pub(crate) fn quarantine_reason(
     id: &AdapterId,
     servers: &[ObservedServer],
@@ -71,7 +71,7 @@ fn fresh_status<'a>(server: &'a ObservedServer, content: Option<&ContentHash>) -
     server.status.as_ref().ok().map(|status| &**status).filter(|status| is_fresh(status, content))
 }
 
-fn has_proven(server: &ObservedServer, id: &AdapterId, content: Option<&ContentHash>) -> bool {
+fn has_verified(server: &ObservedServer, id: &AdapterId, content: Option<&ContentHash>) -> bool {
     fresh_status(server, content).is_some_and(|status| status.is_verified(id))
 }
 
@@ -133,8 +133,9 @@ fn crash_reason(name: &str) -> String {
     format!("the server {name} died while loading it or at its first use")
 }
 
-/// Chooses the pilot: a server that has tried the id before, so that it cannot harm another one. Else the server with
-/// the fewest serving adapters, by name if several have equally few. Never the only Ready one if another one is alive.
+/// Chooses the pilot: a server that has tried the id before, so that the id cannot harm another server. If there is
+/// none, the server with the fewest serving adapters, and among equals the first by name. The only Ready server is not
+/// chosen if another one is alive.
 fn choose_server<'a>(
     id: &AdapterId,
     serving: &[AdapterId],

@@ -20,9 +20,9 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// Retired ids, and ended revisions, that the status keeps.
+/// Maximum number of retired ids, and of ended revisions, that the status keeps.
 const MAX_RECORDS: usize = 10;
-/// Retired ids that the status keeps while none of them is settled.
+/// Maximum number of retired ids that the status keeps while none of them is settled.
 const MAX_UNSETTLED: usize = 50;
 
 /// Advances every retirement and returns what each waits for.
@@ -38,11 +38,11 @@ pub(crate) fn advance_all(
     for index in 0..builder.status.retired.len() {
         let entry = builder.status.retired[index].clone();
         let reference = referenced_by(context, &entry.id);
-        let wanted = needed_ids(&builder.status).any(|wanted| *wanted == entry.id);
+        let needed = needed_ids(&builder.status).any(|id| *id == entry.id);
         let unproven = unproven_reason(&builder.status, proof);
         let update = retirement::advance(
             &entry,
-            RetirementInputs { needed: wanted, ..inputs(context, &entry.id, unproven, reference.as_deref()) },
+            RetirementInputs { needed, ..inputs(context, &entry.id, unproven, reference.as_deref()) },
         );
         if update.entry.state != entry.state {
             record_change(context, builder, &update);
@@ -74,21 +74,21 @@ fn start(context: &DecisionContext<'_>, status: &mut RolloutStatus, newly_retire
 
 /// Ends the retirement of ids that are needed again. An id that this operator has unlisted must be listed again first.
 fn restore(context: &DecisionContext<'_>, status: &mut RolloutStatus) {
-    let wanted: Vec<AdapterId> = needed_ids(status).cloned().collect();
+    let needed: Vec<AdapterId> = needed_ids(status).cloned().collect();
     let file = context.adapters_file().ok();
     status.retired.retain_mut(|entry| {
-        if !wanted.contains(&entry.id) {
+        if !needed.contains(&entry.id) {
             return true;
         }
         let unlisted = file.is_none_or(|file| AdapterListing::of(&entry.id, file) == AdapterListing::EnsureNotExist);
-        let by_us = matches!(
+        let by_operator = matches!(
             entry.state,
             RetirementState::Unlisting
                 | RetirementState::Unloading
                 | RetirementState::Gone
                 | RetirementState::Returning
         );
-        let returns = unlisted && by_us;
+        let returns = unlisted && by_operator;
         transitions::assert_allowed(Some(entry.state), returns.then_some(RetirementState::Returning));
         entry.state = RetirementState::Returning;
         returns
@@ -131,7 +131,7 @@ fn inputs<'b>(
     }
 }
 
-/// Names another Rollout, or any rewrite of the namespace, that references the id.
+/// Returns the kind and name of another Rollout, or of any rewrite of the namespace, that references the id.
 fn referenced_by(context: &DecisionContext<'_>, id: &AdapterId) -> Option<String> {
     let (Ok(rewrites), Ok(_)) = (&context.observed.rewrites, &context.observed.rollouts) else {
         return Some("an unreadable rewrite or Rollout possibly".to_owned());
@@ -221,19 +221,19 @@ fn prune(context: &DecisionContext<'_>, status: &mut RolloutStatus) {
         });
         listed || loaded || desired.as_ref() == Some(id) || admission.permits(id)
     });
-    let known = |id: &AdapterId| {
-        needed_ids(status).any(|wanted| wanted == id)
+    let is_used = |id: &AdapterId| {
+        needed_ids(status).any(|needed| needed == id)
             || status.retired.iter().any(|entry| entry.id == *id)
             || status.rejected.iter().any(|rejected| rejected.id == *id)
     };
-    let admitted = status.admission.admitted.iter().filter(|id| known(id)).cloned().collect();
-    let tried = status.admission.past_pilots.iter().filter(|pilot| known(&pilot.id)).cloned().collect();
+    let admitted = status.admission.admitted.iter().filter(|id| is_used(id)).cloned().collect();
+    let past_pilots = status.admission.past_pilots.iter().filter(|pilot| is_used(&pilot.id)).cloned().collect();
     let retained =
         status.admission.retained.iter().filter(|id| status.rejected.iter().any(|rejected| rejected.id == **id));
     let retained = retained.cloned().collect();
     status.admission.admitted = admitted;
     status.admission.retained = retained;
-    status.admission.past_pilots = tried;
+    status.admission.past_pilots = past_pilots;
 }
 
 /// Drops the oldest of too many retired ids, settled ones first.

@@ -30,7 +30,7 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// How often it is checked whether another object still references an id.
+/// Interval of the check whether another object still references an id.
 const REFERENCE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The inputs of one evaluation of a retirement.
@@ -256,30 +256,29 @@ fn recent_use(id: &AdapterId, since: Timestamp, inputs: RetirementInputs<'_>) ->
         let used = report.and_then(|report| report.last_used.get(id.as_str()));
         times.extend(used.map(|used| (*used, router.name.as_str())));
     }
-    let (used, at) = times.into_iter().max()?;
-    let quiet = after(used, inputs.cleanup.quiet_for.get());
-    if inputs.now >= quiet {
-        let state = if at.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
-        return stale_usage(&servers, quiet).map(|reason| Blocker { state, reason, requeue: RequeueWhen::Soon });
+    let (used, user) = times.into_iter().max()?;
+    let quiet_until = after(used, inputs.cleanup.quiet_for.get());
+    if inputs.now >= quiet_until {
+        let state = if user.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
+        return stale_usage(&servers, quiet_until).map(|reason| Blocker { state, reason, requeue: RequeueWhen::Soon });
     }
-    let needed = text::duration(inputs.cleanup.quiet_for.get());
-    if at.is_empty() {
-        let reason = format!("must be unused for {needed}, until {}", text::time(quiet));
-        return Some(Blocker::waiting(reason, RequeueWhen::At(quiet)));
+    let (quiet_for, end) = (text::duration(inputs.cleanup.quiet_for.get()), text::time(quiet_until));
+    if user.is_empty() {
+        let reason = format!("must be unused for {quiet_for}, until {end}");
+        return Some(Blocker::waiting(reason, RequeueWhen::At(quiet_until)));
     }
-    let reason =
-        format!("was used at {} ({at}) and must be unused for {needed}, until {}", text::time(used), text::time(quiet));
-    Some(Blocker { state: RetirementState::StillInUse, reason, requeue: RequeueWhen::At(quiet) })
+    let reason = format!("was used at {} ({user}) and must be unused for {quiet_for}, until {end}", text::time(used));
+    Some(Blocker { state: RetirementState::StillInUse, reason, requeue: RequeueWhen::At(quiet_until) })
 }
 
-/// Names a server whose usage was last read before `quiet`: later use is not known. A server that never reports a read
-/// time has no newer data either, so it does not block.
-fn stale_usage(servers: &[&ObservedServer], quiet: Timestamp) -> Option<String> {
+/// Returns a reason that names a server whose usage was last read before `quiet_until`: later use is not known. A
+/// server that never reports a read time has no newer data either, so it does not block.
+fn stale_usage(servers: &[&ObservedServer], quiet_until: Timestamp) -> Option<String> {
     let read = |server: &&ObservedServer| Some((server.name.clone(), server.status.as_ref().ok()?.usage_read_at?));
-    let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
+    let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet_until)?;
     Some(format!(
         "must be unused until {}, and its use on {name} is known only until {}",
-        text::time(quiet),
+        text::time(quiet_until),
         text::time(read)
     ))
 }
@@ -311,7 +310,7 @@ fn unload(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpd
         Ok(servers) => servers,
         Err(why) => return transition(entry, RetirementState::Unloading, why, RequeueWhen::Soon),
     };
-    let holding: Vec<String> = servers
+    let holders: Vec<String> = servers
         .iter()
         .filter_map(|server| match &server.status {
             Ok(status) if has_unloaded(&entry.id, status, inputs.content_hash) => None,
@@ -319,11 +318,11 @@ fn unload(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpd
             Err(error) => Some(format!("{} (cannot be queried: {error})", server.name)),
         })
         .collect();
-    if holding.is_empty() {
+    if holders.is_empty() {
         return transition(entry, RetirementState::Gone, "no server has it", RequeueWhen::OnChange);
     }
     let reason =
-        format!("waits for {} of {} servers to unload it: {}", holding.len(), servers.len(), text::list(&holding));
+        format!("waits for {} of {} servers to unload it: {}", holders.len(), servers.len(), text::list(&holders));
     transition(entry, RetirementState::Unloading, reason, RequeueWhen::Soon)
 }
 

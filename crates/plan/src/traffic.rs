@@ -37,7 +37,7 @@ use rollora_api::{
     },
 };
 
-/// Entries that the status keeps of ended revisions, and of rejected ids.
+/// Maximum number of ended revisions, and of rejected ids, that the status keeps.
 const MAX_HISTORY: usize = 10;
 
 /// The part of a status that belongs to this machine, and the results of one decision.
@@ -96,7 +96,7 @@ pub(crate) struct TrafficInputs<'a> {
 enum StepProgress {
     /// The state changed: evaluate the new one.
     Continue,
-    /// Nothing more can be done in this decision; what it waits for, if anything.
+    /// Nothing more can be done in this decision; contains what the step waits for, if anything.
     Wait(Option<Wait>),
 }
 
@@ -160,7 +160,7 @@ impl<'a> TrafficMachine<'a> {
     fn begin_revision_from(
         &mut self,
         from: TrafficState,
-        by: Trigger,
+        trigger: Trigger,
         (id, strategy, skip_steps): (&AdapterId, &Strategy, bool),
         now: Timestamp,
     ) {
@@ -171,10 +171,13 @@ impl<'a> TrafficMachine<'a> {
         let unfinished = self.is_unfinished();
         let previous = self.revision.desired.replace(id.clone());
         let adopted = previous.is_none();
-        let goes_back = skip_steps || self.revision.stable.as_ref() == Some(id);
+        let had_all_requests = skip_steps || self.revision.stable.as_ref() == Some(id);
         if let Some(previous) = previous.filter(|previous| previous != id) {
-            let (what, outcome) =
-                if goes_back { ("is desired again", reason::UNLISTED) } else { ("superseded it", reason::SUPERSEDED) };
+            let (what, outcome) = if had_all_requests {
+                ("is desired again", reason::UNLISTED)
+            } else {
+                ("superseded it", reason::SUPERSEDED)
+            };
             if unfinished {
                 self.record_ended(previous.clone(), outcome, now);
             }
@@ -186,9 +189,9 @@ impl<'a> TrafficMachine<'a> {
         *self.total_weight = strategy.total_weight;
         *self.lost_since = None;
         let first_install = self.revision.stable.is_none();
-        let index = if goes_back || first_install { self.steps.len() } else { 0 };
-        self.enter_step_from(from, index, by, now);
-        let message = match (&self.revision.stable, goes_back) {
+        let index = if had_all_requests || first_install { self.steps.len() } else { 0 };
+        self.enter_step_from(from, index, trigger, now);
+        let message = match (&self.revision.stable, had_all_requests) {
             (None, _) => format!("{id} will be installed: no adapter serves the model yet"),
             (Some(stable), _) if stable == id && adopted => format!("{id} serves all requests already"),
             (Some(stable), true) if stable == id => format!("all requests go back to {id}"),
@@ -198,12 +201,13 @@ impl<'a> TrafficMachine<'a> {
         self.record_event(false, reason::PROGRESSING, message);
     }
 
-    /// Ends every split except an adopted one between stable and the desired adapter, which stays until the first step.
+    /// Ends the current split, except an adopted one between stable and the desired adapter: that stays until the first
+    /// step.
     fn take_weight_from_others(&mut self, desired: &AdapterId, now: Timestamp) {
         let stable = self.revision.stable.as_ref();
         let split = stable != Some(desired) && self.weights.desired.len() > 1;
-        let kept = |target: &TargetWeight| target.id == *desired || Some(&target.id) == stable;
-        if split && self.weights.desired.iter().all(kept) {
+        let may_stay = |target: &TargetWeight| target.id == *desired || Some(&target.id) == stable;
+        if split && self.weights.desired.iter().all(may_stay) {
             return;
         }
         let before = self.weights.desired.clone();
@@ -217,8 +221,8 @@ impl<'a> TrafficMachine<'a> {
 
     /// Retires an id, unless it is stable, rejected, or retired in this decision already.
     fn retire(&mut self, id: AdapterId, why: String) {
-        let known = self.newly_retired.iter().any(|retired| retired.id == id);
-        if !known && self.revision.stable.as_ref() != Some(&id) && !self.is_rejected(&id) {
+        let is_retired = self.newly_retired.iter().any(|retired| retired.id == id);
+        if !is_retired && self.revision.stable.as_ref() != Some(&id) && !self.is_rejected(&id) {
             self.newly_retired.push(NewlyRetired { id, reason: why, was_stable: false });
         }
     }
@@ -242,13 +246,13 @@ impl<'a> TrafficMachine<'a> {
     /// Rejects the desired adapter and returns all traffic to stable, in one change of weights.
     pub(crate) fn reject(&mut self, why: &str, outcome: &str, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
-        let (from, by) =
-            (self.current_state(), if outcome == reason::ABORTED { Trigger::Abort } else { Trigger::Failed });
+        let from = self.current_state();
+        let trigger = if outcome == reason::ABORTED { Trigger::Abort } else { Trigger::Failed };
         self.rejected.insert(0, RejectedAdapter { id: desired.clone(), reason: why.to_owned() });
         self.rejected.truncate(MAX_HISTORY);
         self.shift_all_to_stable(now);
         *self.lost_since = None;
-        self.set_state_from(from, StepState::AwaitingRouters, by, now);
+        self.set_state_from(from, StepState::AwaitingRouters, trigger, now);
         self.record_ended(desired.clone(), outcome, now);
         self.record_event(true, outcome, format!("{desired} was rejected: {why}"));
     }
@@ -304,8 +308,7 @@ impl<'a> TrafficMachine<'a> {
     }
 
     fn roll_back(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
-        let done = self.step_state() == Some(StepState::Done);
-        if done {
+        if self.step_state() == Some(StepState::Done) {
             return StepProgress::Wait(None);
         }
         if !self.weights.desired.is_empty() && !inputs.proof.is_complete() {

@@ -49,7 +49,7 @@ impl ActiveRules {
     }
 
     fn groups(&self) -> MutexGuard<'_, Vec<RewriteGroup>> {
-        // No code panics while it holds this lock.
+        // No code that holds this lock can panic.
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -92,7 +92,7 @@ pub struct Exchange {
     response_started: bool,
     /// `None` until the first chunk arrives, and for bodies that are read whole.
     splicer: Option<Box<Splicer>>,
-    /// The body is forwarded unchanged; the target is passed in a header.
+    /// Whether the body is forwarded unchanged and the target is passed in a header.
     preserves_body: bool,
     /// The model that the client requested; `None` if no rule matched it.
     requested_model: Option<Arc<str>>,
@@ -242,8 +242,8 @@ impl Exchange {
         self.splicer.as_ref().is_some_and(|splicer| splicer.has_buffered())
     }
 
-    /// Refuses the request, whatever was decided before; also for reasons of the proxy. The response then counts for no
-    /// target.
+    /// Refuses the request, whatever was decided before. The proxy can call this for reasons of its own. The response
+    /// then counts for no target.
     pub fn refuse(&mut self, refusal: RequestRefusal) -> RequestRefusal {
         self.response_started = true;
         self.set_destination(Destination::Unknown);
@@ -252,7 +252,7 @@ impl Exchange {
         refusal
     }
 
-    /// Selects the target and makes it the destination. `None` if no rule matches and the model stays.
+    /// Selects the target and makes it the destination. Returns `None` if no rule matches, so that the model stays.
     fn select_target(
         &mut self,
         name: Option<&str>,

@@ -2,7 +2,7 @@
 //!
 //! A rewrite of the current group that matches the model precedes every legacy one. Within a group an exact match
 //! precedes a generic one; then the older object, then namespace and name, then the order of the rules decide. So equal
-//! rewrites give equal rules at every replica, in whatever order they arrived. A target is not matched again.
+//! rewrites give equal rules at every replica, in whatever order they arrived. The selected model is not matched again.
 //!
 //! Rewrites of other pools, of other groups, and those that are being deleted are ignored.
 
@@ -95,7 +95,7 @@ pub(crate) struct RuleIndex {
     pool: PoolRef,
     by_rewrite: HashMap<RewriteKey, Vec<Arc<CompiledRule>>>,
     competing: [CompetingRules; GROUP_COUNT],
-    /// Number of rules for each sticky header.
+    /// Number of rules that use each sticky header.
     sticky_headers: BTreeMap<Arc<str>, usize>,
     rules: RuleSet,
 }
@@ -136,8 +136,8 @@ impl RuleIndex {
     pub(crate) fn apply(&mut self, rewrite: &InferenceModelRewrite, metrics: &mut MetricsUpdate<'_>) {
         let Some(key) = RewriteKey::of(rewrite) else { return };
         let reference = &rewrite.spec.pool_ref;
-        let is_ours = reference.name == self.pool.name && reference.group == self.pool.group;
-        let is_relevant = is_ours && rewrite.metadata.deletion_timestamp.is_none();
+        let is_of_pool = reference.name == self.pool.name && reference.group == self.pool.group;
+        let is_relevant = is_of_pool && rewrite.metadata.deletion_timestamp.is_none();
         let rules = if is_relevant { compiled::compile(&key, rewrite, metrics) } else { Vec::new() };
         self.replace(&key, rules);
     }
@@ -208,8 +208,8 @@ impl RuleIndex {
         }
     }
 
-    fn update_sticky_headers(&mut self, before: &[Arc<CompiledRule>], now: &[Arc<CompiledRule>]) {
-        for header in now.iter().filter_map(|rule| rule.sticky_header()) {
+    fn update_sticky_headers(&mut self, before: &[Arc<CompiledRule>], after: &[Arc<CompiledRule>]) {
+        for header in after.iter().filter_map(|rule| rule.sticky_header()) {
             *self.sticky_headers.entry(Arc::clone(header)).or_default() += 1;
         }
         for header in before.iter().filter_map(|rule| rule.sticky_header()) {

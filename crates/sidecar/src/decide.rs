@@ -23,7 +23,8 @@ pub(crate) const SLOW_CALL_THRESHOLD: Duration = Duration::from_secs(10);
 
 /// The number of concurrent fetches, except for slow ones.
 const MAX_FETCHES: usize = 2;
-/// A fetch that takes longer no longer counts against [`MAX_FETCHES`], but no more than twice that many run at all.
+/// A fetch that takes longer than this does not count against [`MAX_FETCHES`]. At most `2 * MAX_FETCHES` fetches run in
+/// total.
 const SLOW_FETCH_THRESHOLD: Duration = Duration::from_mins(1);
 
 /// One call about an adapter that will be made to vLLM.
@@ -43,7 +44,7 @@ pub enum AdapterCall {
         /// The id of the adapter.
         id: AdapterId,
     },
-    /// Unloads an adapter, unless just before the call it is wanted again or was used again.
+    /// Unloads an adapter, unless it turns out just before the call that it is desired again or was used again.
     Unload {
         /// The id of the adapter.
         id: AdapterId,
@@ -127,7 +128,7 @@ pub fn due_fetches(state: &SidecarState, now: Timestamp) -> Vec<FetchRequest> {
         .collect()
 }
 
-/// Adapters to load or probe now, in order of priority.
+/// Returns the adapters to load or probe now, in order of priority.
 fn due_loads_and_probes(state: &SidecarState, now: Timestamp) -> Vec<(&AdapterId, &TrackedAdapter, &AdapterSpec)> {
     let mut due: Vec<_> = state
         .adapters
@@ -171,9 +172,9 @@ struct ActiveCalls {
 struct ActiveCall {
     kind: CallKind,
     from_hub: bool,
-    /// An adapter on trial: if the server crashes now, only this adapter should be suspected.
+    /// Whether the adapter is on trial: if the server crashes now, only this adapter should be suspected.
     on_trial: bool,
-    /// Not older than [`SLOW_CALL_THRESHOLD`].
+    /// Whether the call is not older than [`SLOW_CALL_THRESHOLD`].
     recent: bool,
 }
 
@@ -190,14 +191,14 @@ impl ActiveCalls {
         self.calls.push(ActiveCall { kind, from_hub, on_trial: is_on_trial(adapter), recent });
     }
 
-    /// Whether one more call may start while these are in flight.
+    /// Returns whether one more call may start while these are in flight.
     fn allows(&self, kind: CallKind, adapter: &TrackedAdapter, from_hub: bool, max_parallel: usize) -> bool {
         let count = |kind| self.calls.iter().filter(|call| call.kind == kind).count();
         let has_slot = match kind {
             CallKind::Probe => count(CallKind::Probe) == 0,
             CallKind::Load => {
                 let recent = self.calls.iter().filter(|call| call.kind == CallKind::Load && call.recent).count();
-                // A load that hangs takes no slot from others, but no more than twice the limit run at all.
+                // A load that hangs takes no slot from others, but at most twice the limit run in total.
                 recent < max_parallel
                     && count(CallKind::Load) < 2 * max_parallel
                     && !(from_hub && self.calls.iter().any(|call| call.kind == CallKind::Load && call.from_hub))
@@ -219,8 +220,8 @@ impl ActiveCalls {
     }
 }
 
-/// Whether a crash of the server should be attributed to this adapter: the first use of a pilot, or a retry of an
-/// adapter that was in flight at an earlier crash.
+/// Returns whether a crash of the server should be attributed to this adapter: it is a pilot before its first use, or
+/// it was in flight at an earlier crash and is tried again.
 fn is_on_trial(adapter: &TrackedAdapter) -> bool {
     let pilot = adapter.spec.as_ref().is_some_and(|spec| spec.permission == LoadPermission::Pilot);
     adapter.server_crashes > 0 || (pilot && !adapter.verified && !adapter.was_verified())

@@ -120,7 +120,7 @@ impl fmt::Debug for Sidecar {
     }
 }
 
-/// What a task of the loop has finished with.
+/// Result of a task of the main loop.
 enum LoopEvent {
     Poll(PendingPoll, Result<ServerObservation, PollError>),
     /// `result` is `None` if the fetch was canceled.
@@ -183,44 +183,44 @@ impl Sidecar {
         Ok((sidecar, receiver))
     }
 
-    /// Before every unload, `refresh` re-reads the desired state.
+    /// Sets the callback that re-reads the desired state before every unload.
     #[must_use]
     pub fn with_refresh(mut self, refresh: RefreshCallback) -> Self {
         self.refresh = Some(refresh);
         self
     }
 
-    /// Another client of the server notifies `suspect_notify` when a connection to it broke. The server is suspect
-    /// then, and the status shows the result of the check.
+    /// Sets the signal by which another client of the server reports that its connection broke. The server is then
+    /// suspect until a poll has checked it.
     #[must_use]
     pub fn with_suspect_notify(mut self, suspect_notify: Arc<Notify>) -> Self {
         self.suspect_notify = suspect_notify;
         self
     }
 
-    /// The status reports the error in this channel: why newer content of the file is not active.
+    /// Sets the channel of the error that the status reports: why newer content of the file is not active.
     #[must_use]
     pub fn with_file_errors(mut self, file_errors: watch::Receiver<Option<String>>) -> Self {
         self.file_errors = file_errors;
         self
     }
 
-    /// New calls use the endpoint in this channel, which must be the same server with another API key or other trusted
-    /// CAs. Calls in flight are not affected.
+    /// Sets the channel of the endpoint that new calls use. It must always be the same server; only its API key and its
+    /// trusted CAs can change. Calls in flight are not affected.
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: watch::Receiver<Endpoint>) -> Self {
         self.endpoint = endpoint;
         self
     }
 
-    /// `observer` receives every completed call about an adapter.
+    /// Sets the observer that receives every completed call about an adapter.
     #[must_use]
     pub fn with_observer(mut self, observer: CallObserver) -> Self {
         self.observer = Some(observer);
         self
     }
 
-    /// State that must survive a restart is published to `persisted`. Its value at the start is what an earlier run
+    /// Sets the channel for the state that must survive a restart. Its initial value is the state that an earlier run
     /// persisted.
     #[must_use]
     pub fn with_persisted(mut self, persisted: watch::Sender<PersistedState>) -> Self {
@@ -326,9 +326,9 @@ impl Sidecar {
                         next = tasks.try_join_next();
                     }
                 }
-                closed = connection.next_event() => {
+                event = connection.next_event() => {
                     let secure = self.client.endpoint().is_https();
-                    connection.handle_event(closed, secure, &mut state, clock.now());
+                    connection.handle_event(event, secure, &mut state, clock.now());
                 }
                 () = sleep_until(clock.instant(state.next_wakeup(now))) => woken_by_timer = true,
             }
@@ -408,12 +408,12 @@ impl Sidecar {
         };
         let call = async move {
             let started = Instant::now();
-            let result = execute::execute(&client, &action, still_unwanted).await;
+            let outcome = execute::execute(&client, &action, still_unwanted).await;
             LoopEvent::Call {
                 id: action.id().clone(),
                 epoch,
                 kind: action.kind(),
-                outcome: result,
+                outcome,
                 duration: started.elapsed(),
             }
         };
@@ -441,7 +441,7 @@ impl Sidecar {
         }
     }
 
-    /// Applies the result of a task. Returns `None` unless it was a poll, and else whether the poll listed the models.
+    /// Applies the result of a task. Returns for a poll whether it listed the models, and `None` for other tasks.
     fn handle_task_result(
         &self,
         state: &mut SidecarState,
@@ -454,12 +454,12 @@ impl Sidecar {
                 state.finish_poll(pending, observation, now);
                 return Some(compared);
             }
-            Ok(LoopEvent::Call { id, epoch, kind, outcome: result, duration }) => {
-                if let (Some(observer), CallOutcome::Executed(answer)) = (&self.observer, &result) {
-                    let outcome = answer.as_ref().map_or_else(VllmError::reason, |()| "Success");
-                    observer(&CompletedCall { kind: kind.name(), id: &id, outcome, duration });
+            Ok(LoopEvent::Call { id, epoch, kind, outcome, duration }) => {
+                if let (Some(observer), CallOutcome::Executed(result)) = (&self.observer, &outcome) {
+                    let reason = result.as_ref().map_or_else(VllmError::reason, |()| "Success");
+                    observer(&CompletedCall { kind: kind.name(), id: &id, outcome: reason, duration });
                 }
-                state.finish_call(&id, epoch, result, rand::random(), now);
+                state.finish_call(&id, epoch, outcome, rand::random(), now);
             }
             Ok(LoopEvent::Fetch { id, fetch_id, progress, result: Some(result), duration }) => {
                 if let Some(observer) = &self.observer {
@@ -487,7 +487,7 @@ async fn wait_until(time: Option<Instant>) {
     }
 }
 
-/// Whether the present desired state wants `id` unloaded.
+/// Returns whether the current desired state requires that `id` is unloaded.
 fn is_unwanted(
     desired: &DesiredReceiver,
     id: &AdapterId,
@@ -508,8 +508,8 @@ impl ConnectionWatch {
         if matches!(self, Self::Disconnected(not_before) if now >= *not_before) {
             let endpoint = sidecar.client.endpoint();
             let (host, port) = (endpoint.host().to_owned(), endpoint.port());
-            let limit = sidecar.client.timeouts().connect;
-            *self = Self::Connecting(Box::pin(async move { connection_watch::connect(&host, port, limit).await }));
+            let timeout = sidecar.client.timeouts().connect;
+            *self = Self::Connecting(Box::pin(async move { connection_watch::connect(&host, port, timeout).await }));
         }
     }
 
@@ -534,15 +534,15 @@ impl ConnectionWatch {
     ) {
         *self = match event {
             Some(Ok(connection)) => {
-                // From here on the end of the process is detected, so its identity must be read before that.
+                // The end of the process is detected from now on, so its identity must be known before it can end.
                 state.request_metrics_poll();
                 Self::Connected(connection)
             }
             Some(Err(_)) => Self::Disconnected(now + RECONNECT_DELAY),
             None => {
                 if secure {
-                    // A TLS server closes a connection without a handshake, so the end means nothing, and a poll is
-                    // cheap.
+                    // A TLS server closes a connection that sends no handshake, so the end may have no meaning; a poll
+                    // is cheap.
                     state.request_metrics_poll();
                 } else {
                     state.idle_connection_closed();

@@ -4,7 +4,7 @@
 //! and [`decide`](crate::decide) and [`status`](crate::status) read the state.
 //!
 //! Invariants:
-//! - All knowledge of the server belongs to one server process. When that process is found to have ended, all
+//! - All observations of the server belong to one server process. When that process is found to have ended, all
 //!   registrations are dropped, and results of its calls (an older *epoch*) are ignored.
 //! - A call without a clear answer is *unconfirmed*: no further call about its adapter is made before a model list that
 //!   was requested later has arrived.
@@ -32,7 +32,7 @@ use rollora_api::{
 };
 use std::collections::BTreeMap;
 
-/// Everything one sidecar knows of its server and its adapters.
+/// State of one sidecar: its server, its adapters, and the desired state.
 #[derive(Debug, Clone)]
 pub struct SidecarState {
     /// Limits and delays that decisions depend on.
@@ -70,7 +70,7 @@ pub struct SidecarState {
 }
 
 impl SidecarState {
-    /// Creates the initial state, which knows nothing of the server at `endpoint`.
+    /// Creates the initial state, before the first poll of the server at `endpoint`.
     pub fn new(endpoint: impl Into<String>, policy: SidecarPolicy) -> Self {
         Self {
             policy,
@@ -93,7 +93,7 @@ impl SidecarState {
         }
     }
 
-    /// Returns the present epoch, which identifies the calls that are started now.
+    /// Returns the current epoch, which identifies the server process of calls that start now.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }

@@ -78,19 +78,19 @@ impl CheckKind {
 /// Which checks and tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TestScope {
-    /// Checks without external tools that take minutes: format, lints, unit and property tests, the guide on one
-    /// machine.
+    /// Checks that need no external tools and end within minutes: format, lints, unit and property tests, and the guide
+    /// on one machine.
     Quick,
     /// Everything that CI checks.
     Whole,
-    /// Additionally the repetitions, the long fault schedules, and the benches.
+    /// Everything that CI checks, the repetitions, the long fault schedules, and the benches.
     Long,
 }
 
 pub(crate) fn run(scope: TestScope, names: &[String]) -> Result<ExitCode> {
     let parts = select_checks(names, scope)?;
     // All parts compile with the same settings, so that nothing is compiled twice.
-    let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
+    let lints = if compile::has_clippy() { Lints::On } else { Lints::Off };
     // Tools are fetched concurrently, because no part uses both the network and all processors. The scope waits for the
     // thread, so that an early return does not leave it behind.
     let start = clock::now();
@@ -105,12 +105,12 @@ pub(crate) fn run(scope: TestScope, names: &[String]) -> Result<ExitCode> {
             let outcome = match part {
                 CheckKind::Format => format::run(),
                 CheckKind::Dependencies => dependencies::run(),
-                CheckKind::Lints => compile::run(linting),
-                CheckKind::Crds => compile::crds(linting).into(),
-                CheckKind::Tests if scope == TestScope::Quick => suites::quick(linting),
+                CheckKind::Lints => compile::run(lints),
+                CheckKind::Crds => compile::crds(lints).into(),
+                CheckKind::Tests if scope == TestScope::Quick => suites::quick(lints),
                 CheckKind::Tests => {
                     let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));
-                    let (tests, tools) = suites::run(scope, linting, fetching);
+                    let (tests, tools) = suites::run(scope, lints, fetching);
                     tool_lines = tools;
                     tests
                 }
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn unknown_part_is_rejected_with_the_valid_ones() {
-        let words = select_checks(&["fromat".to_owned()], TestScope::Whole).unwrap_err().to_string();
-        assert!(words.contains("\"fromat\"") && words.contains("format, dependencies"), "{words}");
+        let message = select_checks(&["fromat".to_owned()], TestScope::Whole).unwrap_err().to_string();
+        assert!(message.contains("\"fromat\"") && message.contains("format, dependencies"), "{message}");
     }
 }

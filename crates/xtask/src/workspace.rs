@@ -68,9 +68,9 @@ pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
     let status = process::run_with_lines(command.args(arguments), |line| match message(line) {
         Some(Message::Program { name, path }) => drop(build.programs.insert(name, path)),
         // A library is compiled for itself and for its tests, with the same diagnostics.
-        Some(Message::Finding(words)) if !build.findings.contains(&words) => {
-            eprint!("{words}");
-            build.findings.insert(words);
+        Some(Message::Finding(text)) if !build.findings.contains(&text) => {
+            eprint!("{text}");
+            build.findings.insert(text);
         }
         Some(Message::Finding(_)) | None => {}
     })?;
@@ -81,8 +81,8 @@ pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
 }
 
 impl Lints {
-    /// Configures a cargo command accordingly. Artifacts of one setting are not up to date for the other, so tests must
-    /// run with the setting that they were built with.
+    /// Sets the environment of a cargo command for this setting. Artifacts of one setting are not up to date for the
+    /// other, so tests must run with the setting that they were built with.
     pub(crate) fn set(self, command: &mut Command) -> Result<()> {
         if self == Self::On {
             command.env("RUSTC_WORKSPACE_WRAPPER", clippy_driver()?);
@@ -167,8 +167,8 @@ mod tests {
         let program = Message::Program { name: "rollora".to_owned(), path: PathBuf::from("/t/debug/rollora") };
         assert_eq!(message(artifact), Some(program));
         assert_eq!(message(finding), Some(Message::Finding("warning: unused\n".to_owned())));
-        for nothing in [library, test, finished, "not JSON"] {
-            assert_eq!(message(nothing), None, "{nothing}");
+        for irrelevant in [library, test, finished, "not JSON"] {
+            assert_eq!(message(irrelevant), None, "{irrelevant}");
         }
     }
 }

@@ -9,7 +9,7 @@ fn verdict(exchanges: &[RequestRecord], routers: &[RouterHistory]) -> TrafficVer
 
 /// A router that exists for the whole test.
 fn router(zero: Instant, intervals: Vec<RuleInterval>) -> RouterHistory {
-    RouterHistory { first_seen: zero, gone_at: None, intervals }
+    RouterHistory { observed_since: zero, gone_at: None, intervals }
 }
 
 /// Sequences 1 (v1 alone, to 100 ms), 2 (both, 90 to 200 ms), 3 (v2 alone, from 190 ms).
@@ -125,8 +125,11 @@ fn router_counts_only_while_it_exists() {
     };
     let stable = router(zero, vec![interval(0, None, "v1")]);
     // This router appears at 100 ms, reports its rule at 110 ms, and disappears at 200 ms.
-    let temporary =
-        RouterHistory { first_seen: at(100), gone_at: Some(at(200)), intervals: vec![interval(110, Some(200), "v9")] };
+    let temporary = RouterHistory {
+        observed_since: at(100),
+        gone_at: Some(at(200)),
+        intervals: vec![interval(110, Some(200), "v9")],
+    };
     for (start, head, right, inconclusive) in [
         (10, 20, false, 0),
         (90, 105, true, 1), // it existed, and no poll had observed its rule

@@ -57,7 +57,7 @@ struct MatchedPod {
 
 /// Watch of one namespace: its selection, and the handle that ends it.
 struct NamespaceWatch<T> {
-    wanted: T,
+    selection: T,
     abort_handle: AbortHandle,
 }
 
@@ -193,7 +193,7 @@ impl ChangeStream {
                 let failed = caches.routers.is_failed();
                 // The pool for which the router worked before is affected too.
                 let deltas = caches.routers.handle_event(event, |_, pod| pod.router_for.iter().cloned().collect());
-                for pool in deltas.iter().flat_map(|IndexDelta { before, now }| before.union(now)) {
+                for pool in deltas.iter().flat_map(|IndexDelta { before, after }| before.union(after)) {
                     self.enqueue_affected(caches, &ObjectChange::Pool(pool));
                 }
                 self.enqueue_all_if(failed && !caches.routers.is_failed(), caches);
@@ -202,7 +202,7 @@ impl ChangeStream {
                 let failed = caches.sidecars.is_failed();
                 // Rollouts are affected only by pods that begin or cease to read their ConfigMap.
                 let deltas = caches.sidecars.handle_event(event, pod_discovery::config_maps_read_by);
-                for map in deltas.iter().flat_map(|IndexDelta { before, now }| before.symmetric_difference(now)) {
+                for map in deltas.iter().flat_map(|IndexDelta { before, after }| before.symmetric_difference(after)) {
                     self.enqueue_affected(caches, &ObjectChange::ConfigMap(map));
                 }
                 self.enqueue_all_if(failed && !caches.sidecars.is_failed(), caches);
@@ -223,18 +223,18 @@ impl ChangeStream {
             if caches.has_pending_intent(&name) {
                 self.client.0.write_limiter.pause_background();
             }
-            let now = caches
+            let after = caches
                 .rollouts
                 .get(&name)
                 .and_then(|(_, rollout)| rollout.as_ref().ok())
                 .map(|rollout| RolloutRefs::of(rollout));
-            let before = match &now {
+            let before = match &after {
                 Some(refs) => self.known_refs.insert(name.clone(), refs.clone()),
                 None => self.known_refs.remove(&name),
             };
-            if before != now {
+            if before != after {
                 refs_changed = true;
-                for refs in before.iter().chain(&now).filter(|_| !first) {
+                for refs in before.iter().chain(&after).filter(|_| !first) {
                     self.enqueue_affected(caches, &ObjectChange::Rollout(refs));
                 }
             }
@@ -245,11 +245,11 @@ impl ChangeStream {
 
     /// Distributes an event of a namespace's watch to the caches of the ConfigMaps that it selects.
     fn handle_config_maps(&mut self, caches: &mut Caches, namespace: &str, event: CacheEvent<ConfigMap>) {
-        let Some(NamespaceWatch { wanted, .. }) = self.config_map_watches.get(namespace) else { return };
+        let Some(NamespaceWatch { selection, .. }) = self.config_map_watches.get(namespace) else { return };
         let names: Vec<NamespacedName> = match &event {
             Ok(WatchEvent::Apply(item) | WatchEvent::Delete(item)) => vec![item.name.clone()],
             Ok(WatchEvent::Reset(_)) | Err(_) => {
-                wanted.iter().map(|name| NamespacedName::new(namespace, name)).collect()
+                selection.iter().map(|name| NamespacedName::new(namespace, name)).collect()
             }
         };
         let mut event = event.map(|event| match event {
@@ -278,13 +278,13 @@ impl ChangeStream {
     }
 
     fn handle_pods(&mut self, caches: &mut Caches, namespace: &str, event: Result<WatchEvent<MatchedPod>, ApiError>) {
-        let Some(NamespaceWatch { wanted, .. }) = self.pod_watches.get(namespace) else { return };
+        let Some(NamespaceWatch { selection, .. }) = self.pod_watches.get(namespace) else { return };
         let mut changed = Vec::new();
         let (mut listed, event) = match event {
             Ok(WatchEvent::Reset(all)) => (group_by_selector(all), None),
             event => (BTreeMap::new(), Some(event)),
         };
-        for selector in wanted.keys() {
+        for selector in selection.keys() {
             let key = (namespace.to_owned(), selector.clone());
             let Some(cache) = caches.pods.get_mut(&key) else { continue };
             let is_selected = |pod: &MatchedPod| pod.selectors.contains(selector);
@@ -341,7 +341,7 @@ impl ChangeStream {
                 return;
             }
         };
-        let first = caches.rewrites(group).state() != crate::object_cache::SyncState::Synced;
+        let first = caches.rewrites(group).state() != SyncState::Synced;
         let changed = caches.rewrites_mut(group).handle_event(Ok(event));
         caches.mark_dirty(&changed);
         if first {
@@ -384,64 +384,66 @@ impl ChangeStream {
         }
         self.config_map_watches.retain(|namespace, watched| keep_or_abort(watched, maps.contains_key(namespace)));
         self.pod_watches.retain(|namespace, watched| keep_or_abort(watched, pods.contains_key(namespace)));
-        let wants = |name: &NamespacedName| maps.get(&name.namespace).is_some_and(|names| names.contains(&name.name));
-        caches.config_maps.retain(|name, _| wants(name));
+        let is_named =
+            |name: &NamespacedName| maps.get(&name.namespace).is_some_and(|names| names.contains(&name.name));
+        caches.config_maps.retain(|name, _| is_named(name));
         caches.pods.retain(|(namespace, selector), _| {
             pods.get(namespace).is_some_and(|selectors| selectors.contains_key(selector))
         });
-        for (namespace, wanted) in maps {
+        for (namespace, selection) in maps {
             let is_covered =
-                self.config_map_watches.get(&namespace).is_some_and(|watched| wanted.is_subset(&watched.wanted));
-            for name in &wanted {
+                self.config_map_watches.get(&namespace).is_some_and(|watched| selection.is_subset(&watched.selection));
+            for name in &selection {
                 caches.config_maps.entry(NamespacedName::new(&namespace, name)).or_default();
             }
             match self.config_map_watches.get_mut(&namespace).filter(|_| is_covered) {
-                Some(watched) => watched.wanted = wanted,
-                None => self.watch_config_maps(namespace, wanted),
+                Some(watched) => watched.selection = selection,
+                None => self.watch_config_maps(namespace, selection),
             }
         }
-        for (namespace, wanted) in pods {
+        for (namespace, selection) in pods {
             let has = |watched: &NamespaceWatch<BTreeMap<String, Labels>>| {
-                wanted.keys().all(|selector| watched.wanted.contains_key(selector))
+                selection.keys().all(|selector| watched.selection.contains_key(selector))
             };
             let is_covered = self.pod_watches.get(&namespace).is_some_and(has);
-            for selector in wanted.keys() {
+            for selector in selection.keys() {
                 caches.pods.entry((namespace.clone(), selector.clone())).or_default();
             }
             match self.pod_watches.get_mut(&namespace).filter(|_| is_covered) {
-                Some(watched) => watched.wanted = wanted,
-                None => self.watch_pods(namespace, wanted),
+                Some(watched) => watched.selection = selection,
+                None => self.watch_pods(namespace, selection),
             }
         }
     }
 
-    fn watch_config_maps(&mut self, namespace: String, wanted: BTreeSet<String>) {
+    fn watch_config_maps(&mut self, namespace: String, selection: BTreeSet<String>) {
         let api: Api<ConfigMap> = Api::namespaced(self.client.0.cluster.kube_client(), &namespace);
         // A single name is selected by the API server, which then sends nothing else.
-        let only = wanted.first().filter(|_| wanted.len() == 1);
+        let only = selection.first().filter(|_| selection.len() == 1);
         let fields = only.map(|name| format!("metadata.name={name}"));
         let options =
             WatchOptions { field_selector: fields, page_size: Some(CONFIG_MAP_PAGE_SIZE), ..WatchOptions::default() };
-        let names = wanted.clone();
-        let read = move |map: ConfigMap| Some(config_map_item(map)).filter(|item| names.contains(&item.name.name));
+        let names = selection.clone();
+        let to_item = move |map: ConfigMap| Some(config_map_item(map)).filter(|item| names.contains(&item.name.name));
         let resource = resource_kind::CONFIG_MAP.group_resource();
-        let watch = watch::watch_mapped(api, &options, resource, Some(namespace.clone()), read);
+        let watch = watch::watch_mapped(api, &options, resource, Some(namespace.clone()), to_item);
         let watch_namespace = namespace.clone();
         let watch =
             self.add_watch(watch.map(move |event| WatchUpdate::ConfigMaps(watch_namespace.clone(), Box::new(event))));
-        if let Some(before) = self.config_map_watches.insert(namespace, NamespaceWatch { wanted, abort_handle: watch })
+        if let Some(before) =
+            self.config_map_watches.insert(namespace, NamespaceWatch { selection, abort_handle: watch })
         {
             before.abort_handle.abort();
         }
     }
 
-    fn watch_pods(&mut self, namespace: String, wanted: BTreeMap<String, Labels>) {
+    fn watch_pods(&mut self, namespace: String, selection: BTreeMap<String, Labels>) {
         let api: Api<PodObject> = Api::namespaced(self.client.0.cluster.kube_client(), &namespace);
-        let labels = Some(wanted.keys().next().cloned().unwrap_or_default()).filter(|_| wanted.len() == 1);
+        let labels = Some(selection.keys().next().cloned().unwrap_or_default()).filter(|_| selection.len() == 1);
         let options =
             WatchOptions { label_selector: labels, page_size: Some(POD_PAGE_SIZE), ..WatchOptions::default() };
-        let selectors = wanted.clone();
-        let read = move |pod: PodObject| {
+        let selectors = selection.clone();
+        let to_item = move |pod: PodObject| {
             let has = |labels: &Labels| labels.iter().all(|(name, value)| pod.labels().get(name) == Some(value));
             let matching = selectors.iter().filter(|(_, labels)| has(labels));
             Some(MatchedPod {
@@ -450,10 +452,10 @@ impl ChangeStream {
             })
         };
         let watch =
-            watch::watch_mapped(api, &options, resource_kind::POD.group_resource(), Some(namespace.clone()), read);
+            watch::watch_mapped(api, &options, resource_kind::POD.group_resource(), Some(namespace.clone()), to_item);
         let watch_namespace = namespace.clone();
         let watch = self.add_watch(watch.map(move |event| WatchUpdate::Pods(watch_namespace.clone(), event)));
-        if let Some(before) = self.pod_watches.insert(namespace, NamespaceWatch { wanted, abort_handle: watch }) {
+        if let Some(before) = self.pod_watches.insert(namespace, NamespaceWatch { selection, abort_handle: watch }) {
             before.abort_handle.abort();
         }
     }
@@ -499,18 +501,18 @@ fn group_by_selector(all: Vec<MatchedPod>) -> BTreeMap<String, Vec<CacheItem<Pod
     by_selector
 }
 
-/// Returns whether a watch is still wanted, and aborts it otherwise.
-fn keep_or_abort<T>(watched: &NamespaceWatch<T>, wanted: bool) -> bool {
-    if !wanted {
+/// Aborts a watch that is no longer needed. Returns `is_needed`.
+fn keep_or_abort<T>(watched: &NamespaceWatch<T>, is_needed: bool) -> bool {
+    if !is_needed {
         watched.abort_handle.abort();
     }
-    wanted
+    is_needed
 }
 
 /// Returns the pools whose pods this selector matches.
 fn pools_with_selector(caches: &Caches, (namespace, selector): &(String, String)) -> Vec<NamespacedName> {
-    let ours = caches.pools.iter().filter(|(name, _, pool)| {
+    let matching = caches.pools.iter().filter(|(name, _, pool)| {
         name.namespace == *namespace && pool.as_ref().is_ok_and(|pool| pool.label_selector() == *selector)
     });
-    ours.map(|(name, ..)| name.clone()).collect()
+    matching.map(|(name, ..)| name.clone()).collect()
 }

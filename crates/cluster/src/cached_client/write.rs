@@ -205,9 +205,9 @@ impl CachedClient {
 
     fn rollout_at_version(&self, name: &NamespacedName, version: &str) -> Option<Rollout> {
         let caches = self.caches();
-        let (found, rollout) = caches.rollouts.get(name)?;
+        let (cached_version, rollout) = caches.rollouts.get(name)?;
         let rollout = rollout.as_ref().ok()?;
-        (found == version).then(|| Rollout::clone(rollout))
+        (cached_version == version).then(|| Rollout::clone(rollout))
     }
 
     fn conflict_on_rollout(&self, name: &NamespacedName) -> ObjectWriteOutcome {

@@ -43,7 +43,7 @@ pub(crate) trait CallHandler {
         false
     }
 
-    /// Polls for memory to buffer a long message of `bytes` bytes whole.
+    /// Polls for a permit to buffer a long message of `bytes` bytes whole.
     fn poll_permit(&mut self, _bytes: usize, _context: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }

@@ -5,9 +5,9 @@ use crate::proto::Direction;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// Number of bytes of a message that are needed to tell whether it can be read in parts.
+/// Number of bytes of a message that determine whether it can be read in parts.
 const PARTIAL_PREFIX: usize = 16;
-/// A message up to this length may be buffered without asking for memory.
+/// A message up to this length is buffered without a permit.
 const SMALL_MESSAGE: usize = 64 * 1024;
 /// Initial buffer capacity for a message that is buffered whole.
 const INITIAL_CAPACITY: usize = 256 * 1024;
@@ -84,8 +84,8 @@ impl MessageDecoder {
         }
     }
 
-    /// Decodes the next message or the next part of one. `None` if more data is needed. `accepts_chunks` tells for
-    /// which directions messages may be yielded in parts.
+    /// Decodes the next message or the next part of one. `None` if more data is needed. `accepts_chunks` returns
+    /// whether messages of a direction may be yielded in parts.
     pub(crate) fn next<M: StreamableMessage>(
         &mut self,
         accepts_chunks: impl Fn(Direction) -> bool,

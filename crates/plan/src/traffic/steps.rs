@@ -41,14 +41,14 @@ impl TrafficMachine<'_> {
     }
 
     /// Begins the step with this index. The index after the last step is the end: all traffic to the desired adapter.
-    pub(super) fn enter_step(&mut self, index: usize, by: Trigger, now: Timestamp) {
-        self.enter_step_from(self.current_state(), index, by, now);
+    pub(super) fn enter_step(&mut self, index: usize, trigger: Trigger, now: Timestamp) {
+        self.enter_step_from(self.current_state(), index, trigger, now);
     }
 
-    pub(super) fn enter_step_from(&mut self, from: TrafficState, index: usize, by: Trigger, now: Timestamp) {
+    pub(super) fn enter_step_from(&mut self, from: TrafficState, index: usize, trigger: Trigger, now: Timestamp) {
         let pauses = self.steps.get(index).is_some_and(|step| step.pause.is_some());
         self.set_step(index, if pauses { StepState::Pausing } else { StepState::AwaitingResidency }, now);
-        self.record_transition(from, by);
+        self.record_transition(from, trigger);
     }
 
     /// Begins a step in the given state without recording a transition.
@@ -57,20 +57,20 @@ impl TrafficMachine<'_> {
         *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
     }
 
-    pub(super) fn set_state(&mut self, state: StepState, by: Trigger, now: Timestamp) {
-        self.set_state_from(self.current_state(), state, by, now);
+    pub(super) fn set_state(&mut self, state: StepState, trigger: Trigger, now: Timestamp) {
+        self.set_state_from(self.current_state(), state, trigger, now);
     }
 
-    pub(super) fn set_state_from(&mut self, from: TrafficState, state: StepState, by: Trigger, now: Timestamp) {
+    pub(super) fn set_state_from(&mut self, from: TrafficState, state: StepState, trigger: Trigger, now: Timestamp) {
         self.set_step(self.step_index(), state, now);
-        self.record_transition(from, by);
+        self.record_transition(from, trigger);
     }
 
     /// Records a transition; one that is not in the table is a bug of this machine.
-    fn record_transition(&mut self, from: TrafficState, by: Trigger) {
-        let made = Transition { from, trigger: by, to: self.current_state() };
-        debug_assert!(made.is_allowed(), "{made:?} is not in the transition table of the traffic machine");
-        self.transitions.push(made);
+    fn record_transition(&mut self, from: TrafficState, trigger: Trigger) {
+        let transition = Transition { from, trigger, to: self.current_state() };
+        debug_assert!(transition.is_allowed(), "{transition:?} is not in the transition table of the traffic machine");
+        self.transitions.push(transition);
     }
 
     pub(super) fn await_residency(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
@@ -166,7 +166,7 @@ impl TrafficMachine<'_> {
     }
 
     /// Sets the weight of the desired adapter; stable gets the rest.
-    fn set_desired_weight(&mut self, weight: i32, state: StepState, by: Trigger, now: Timestamp) -> StepProgress {
+    fn set_desired_weight(&mut self, weight: i32, state: StepState, trigger: Trigger, now: Timestamp) -> StepProgress {
         let Some(desired) = self.revision.desired.clone() else { return StepProgress::Wait(None) };
         let rest = *self.total_weight - weight;
         let targets = match self.revision.stable.clone().filter(|stable| *stable != desired) {
@@ -176,7 +176,7 @@ impl TrafficMachine<'_> {
             }
             _ => vec![TargetWeight { id: desired.clone(), weight: FULL_WEIGHT }],
         };
-        self.set_state(state, by, now);
+        self.set_state(state, trigger, now);
         if !self.set_weights(targets, now) {
             return StepProgress::Continue;
         }

@@ -106,7 +106,9 @@ pub(crate) const TRANSITIONS: &[(TrafficState, Trigger, &[TrafficState])] = &[
 
 impl Transition {
     pub(crate) fn is_allowed(self) -> bool {
-        TRANSITIONS.iter().any(|(from, by, to)| *from == self.from && *by == self.trigger && to.contains(&self.to))
+        TRANSITIONS
+            .iter()
+            .any(|(from, trigger, to)| *from == self.from && *trigger == self.trigger && to.contains(&self.to))
     }
 }
 

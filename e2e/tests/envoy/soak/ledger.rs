@@ -201,8 +201,8 @@ impl RuleTimeline {
             if let Some((first, interval)) = intervals.first() {
                 let until = interval.until.unwrap_or(end);
                 for (generation, (from, to)) in (0..=*first).zip(written) {
-                    if to.is_none_or(|to| to >= replica.first_seen) && *from <= until {
-                        rules.add_interval(generation, replica.first_seen, until);
+                    if to.is_none_or(|to| to >= replica.observed_since) && *from <= until {
+                        rules.add_interval(generation, replica.observed_since, until);
                     }
                 }
             }
@@ -268,7 +268,7 @@ mod tests {
             sequence: 0,
             weights: vec![(format!("red-{generation}-left"), 1)],
         };
-        RouterHistory { first_seen: at(since), gone_at: None, intervals: intervals.iter().map(interval).collect() }
+        RouterHistory { observed_since: at(since), gone_at: None, intervals: intervals.iter().map(interval).collect() }
     }
 
     #[test]
