@@ -133,7 +133,7 @@ impl RolloutMetrics {
         let observed = rollout.status.as_ref().unwrap_or(&unwritten);
         let phase = format!("{:?}", observed.phase);
         self.by_phase.get_or_create(&PhaseLabels { phase: phase.clone() }).inc();
-        self.info.get_or_create(&info_labels(&labels, rollout, status)).set(1);
+        self.info.get_or_create(&info_labels(&labels, rollout, observed)).set(1);
         let in_phase = RolloutPhaseLabels { namespace: labels.namespace.clone(), name: labels.name.clone(), phase };
         self.phase.get_or_create(&in_phase).set(1);
         if let Some(since) = observed.phase_since {
@@ -143,7 +143,7 @@ impl RolloutMetrics {
             self.step.get_or_create(&labels).set(i64::from(step.index));
             self.steps.get_or_create(&labels).set(i64::try_from(observed.steps.len()).unwrap_or(i64::MAX));
         }
-        self.weight.get_or_create(&labels).set(desired_weight_fraction(status));
+        self.weight.get_or_create(&labels).set(desired_weight_fraction(observed));
         self.resident.get_or_create(&labels).set(i64::from(observed.residency.resident));
         self.ready.get_or_create(&labels).set(i64::from(observed.residency.ready));
         self.reconciles.get_or_create(&labels).inc_by(reconciles.finished);

@@ -130,7 +130,7 @@ fn status_registry(status: &SidecarStatus, ages: Ages) -> Registry {
     };
     let help = "Time since the active adapters file became active";
     age(&mut registry, "rollora_sidecar_config_age_seconds", help, ages.config);
-    age(&mut registry, "rollora_sidecar_last_look_age_seconds", "Time since the last poll of vLLM", ages.last_poll);
+    age(&mut registry, "rollora_sidecar_last_poll_age_seconds", "Time since the last poll of vLLM", ages.last_poll);
     let help = "Time since vLLM's models were last compared with the adapters file";
     age(&mut registry, "rollora_sidecar_last_reconcile_age_seconds", help, ages.last_reconcile);
     if let Some(hash) = &status.config.hash {

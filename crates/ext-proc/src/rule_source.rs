@@ -49,7 +49,7 @@ impl RuleSource {
             metrics.up.clone(),
         );
         registry.register("group_served", "1 if the API group is installed and watched", metrics.group_served.clone());
-        registry.register("news", "Events of the rewrite watch, by kind", metrics.events.clone());
+        registry.register("events", "Events of the rewrite watch, by kind", metrics.events.clone());
         Self { active_rules, readiness, metrics }
     }
 

@@ -170,7 +170,7 @@ mod tests {
         let kept = stats.state();
         assert_eq!(kept.rollouts.keys().collect::<Vec<_>>(), [&key("b")]);
         assert!(kept.pending_intents.is_empty());
-        drop(state);
+        drop(kept);
         assert_eq!((stats.reconciles(), stats.failures()), (3, 1), "totals keep the counts of deleted Rollouts");
     }
 

@@ -256,18 +256,19 @@ fn recent_use(id: &AdapterId, since: Timestamp, inputs: RetirementInputs<'_>) ->
         let used = report.and_then(|report| report.last_used.get(id.as_str()));
         times.extend(used.map(|used| (*used, router.name.as_str())));
     }
-    let (used, user) = times.into_iter().max()?;
+    let (used, last_user) = times.into_iter().max()?;
     let quiet_until = after(used, inputs.cleanup.quiet_for.get());
     if inputs.now >= quiet_until {
-        let state = if user.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
+        let state = if last_user.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
         return stale_usage(&servers, quiet_until).map(|reason| Blocker { state, reason, requeue: RequeueWhen::Soon });
     }
     let (quiet_for, end) = (text::duration(inputs.cleanup.quiet_for.get()), text::time(quiet_until));
-    if user.is_empty() {
+    if last_user.is_empty() {
         let reason = format!("must be unused for {quiet_for}, until {end}");
         return Some(Blocker::waiting(reason, RequeueWhen::At(quiet_until)));
     }
-    let reason = format!("was used at {} ({user}) and must be unused for {quiet_for}, until {end}", text::time(used));
+    let reason =
+        format!("was used at {} ({last_user}) and must be unused for {quiet_for}, until {end}", text::time(used));
     Some(Blocker { state: RetirementState::StillInUse, reason, requeue: RequeueWhen::At(quiet_until) })
 }
 

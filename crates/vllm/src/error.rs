@@ -170,7 +170,7 @@ impl VllmError {
             Self::Unreachable { .. } => "Unreachable",
             Self::TlsFailed { .. } => "TlsFailed",
             Self::ConnectionLost { .. } => "ConnectionLost",
-            Self::UnexpectedResponse { .. } => "UnexpectedAnswer",
+            Self::UnexpectedResponse { .. } => "UnexpectedResponse",
         }
     }
 

@@ -90,7 +90,7 @@ pub(crate) enum TestScope {
 pub(crate) fn run(scope: TestScope, names: &[String]) -> Result<ExitCode> {
     let parts = select_checks(names, scope)?;
     // All parts compile with the same settings, so that nothing is compiled twice.
-    let lints = if compile::has_clippy() { Lints::On } else { Lints::Off };
+    let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
     // Tools are fetched concurrently, because no part uses both the network and all processors. The scope waits for the
     // thread, so that an early return does not leave it behind.
     let start = clock::now();
@@ -105,12 +105,12 @@ pub(crate) fn run(scope: TestScope, names: &[String]) -> Result<ExitCode> {
             let outcome = match part {
                 CheckKind::Format => format::run(),
                 CheckKind::Dependencies => dependencies::run(),
-                CheckKind::Lints => compile::run(lints),
-                CheckKind::Crds => compile::crds(lints).into(),
-                CheckKind::Tests if scope == TestScope::Quick => suites::quick(lints),
+                CheckKind::Lints => compile::run(linting),
+                CheckKind::Crds => compile::crds(linting).into(),
+                CheckKind::Tests if scope == TestScope::Quick => suites::quick(linting),
                 CheckKind::Tests => {
                     let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));
-                    let (tests, tools) = suites::run(scope, lints, fetching);
+                    let (tests, tools) = suites::run(scope, linting, fetching);
                     tool_lines = tools;
                     tests
                 }

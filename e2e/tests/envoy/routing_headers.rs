@@ -98,9 +98,9 @@ async fn observing_filter_counts_responses_by_target() {
         assert_eq!(answer.status, StatusCode::OK);
     }
     let expected = [
-        r#"rollora_observed_answers_total{target="alias-v2",end="whole"} 3"#,
+        r#"rollora_observed_responses_total{target="alias-v2",end="whole"} 3"#,
         r#"rollora_observed_completion_tokens_total{target="alias-v2"} 12"#,
-        r#"rollora_observed_answers_in_flight{target="alias-v2"} 0"#,
+        r#"rollora_observed_responses_in_flight{target="alias-v2"} 0"#,
     ];
     // Envoy does not wait for an observing filter, so the counts may follow a moment later.
     let counted = tokio::time::timeout(std::time::Duration::from_secs(10), async {

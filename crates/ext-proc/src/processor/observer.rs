@@ -64,9 +64,9 @@ impl ObservedMetrics {
             targets: Arc::default(),
         };
         let registry = registry.sub_registry_with_prefix("rollora_observed");
-        registry.register("answers_in_flight", "Responses that have not ended", metrics.in_flight.clone());
+        registry.register("responses_in_flight", "Responses that have not ended", metrics.in_flight.clone());
         registry.register(
-            "answers",
+            "responses",
             "Responses that have ended, complete (whole) or not (cut)",
             metrics.responses.clone(),
         );
@@ -75,7 +75,7 @@ impl ObservedMetrics {
             "Time from the request headers to the end of the response, in seconds",
             metrics.duration_seconds.clone(),
         );
-        registry.register("answer_bytes", "Size of response bodies, in bytes", metrics.response_bytes.clone());
+        registry.register("response_bytes", "Size of response bodies, in bytes", metrics.response_bytes.clone());
         registry.register("prompt_tokens", "Prompt tokens, as reported in responses", metrics.prompt_tokens.clone());
         registry.register(
             "completion_tokens",

@@ -100,7 +100,7 @@ fn single_changes_are_applied() {
     assert_eq!(test.target().as_deref(), Some("other"));
     test.reset(Legacy, &[]);
     assert_eq!(test.target(), None);
-    assert_eq!(test.metric(r#"rollora_rewrite_watch_news_total{kind="Reset"}"#), "2");
+    assert_eq!(test.metric(r#"rollora_rewrite_watch_events_total{kind="Reset"}"#), "2");
 }
 
 #[test]

@@ -33,7 +33,7 @@ async fn grace_is_counted_from_the_last_use() {
 #[tokio::test]
 async fn failed_unload_is_reported_and_retried_until_it_succeeds() {
     for (code, message, reason) in
-        [(500, "no", "ServerError"), (400, "odd", "Refused"), (409, "conflict", "UnexpectedAnswer")]
+        [(500, "no", "ServerError"), (400, "odd", "Refused"), (409, "conflict", "UnexpectedResponse")]
     {
         let fake = FakeVllm::start(FakeVllmConfig::default());
         fake.configure(|config| drop(config.unload_failing.insert("a".to_owned(), (code, message.to_owned()))));

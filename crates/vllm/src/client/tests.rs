@@ -101,7 +101,7 @@ async fn probe_uses_an_embedding_without_completions_endpoint() {
 async fn probe_fails_when_another_model_responded() {
     let router = Router::new().route("/v1/completions", post(|| async { Json(json!({ "model": "base" })) }));
     let (_server, client) = http_server(router).await;
-    assert_eq!(client.probe(&id("a1")).await.unwrap_err().reason(), "UnexpectedAnswer");
+    assert_eq!(client.probe(&id("a1")).await.unwrap_err().reason(), "UnexpectedResponse");
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn redirects_are_not_followed() {
     let (_server, client) =
         raw_server(Some("HTTP/1.1 302 Found\r\nlocation: /health\r\ncontent-length: 0\r\n\r\n"), Timeouts::default())
             .await;
-    assert_eq!(client.health().await.unwrap_err().reason(), "UnexpectedAnswer");
+    assert_eq!(client.health().await.unwrap_err().reason(), "UnexpectedResponse");
 }
 
 #[test]

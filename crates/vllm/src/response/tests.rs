@@ -156,12 +156,12 @@ fn responses_without_a_recording_are_classified() {
     let unload = ApiCall::Unload { id: &id };
     let cases = [
         // Not vLLM: a captive portal, a proxy without a backend, a redirect, another program's 404.
-        (ApiCall::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedAnswer"),
+        (ApiCall::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedResponse"),
         (load, 502, Some("text/html"), "<html>bad gateway</html>", "ServerError"),
-        (ApiCall::Models, 302, None, "", "UnexpectedAnswer"),
-        (ApiCall::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
-        (load, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
-        (probe, 404, Some("application/json"), "{\"detail\":\"Not Found\"}", "UnexpectedAnswer"),
+        (ApiCall::Models, 302, None, "", "UnexpectedResponse"),
+        (ApiCall::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedResponse"),
+        (load, 404, Some("text/plain"), "404 page not found", "UnexpectedResponse"),
+        (probe, 404, Some("application/json"), "{\"detail\":\"Not Found\"}", "UnexpectedResponse"),
         // vLLM's health endpoint returns 503 if its engine is dead.
         (ApiCall::Health, 503, None, "", "ServerError"),
         (
@@ -177,7 +177,7 @@ fn responses_without_a_recording_are_classified() {
         (load, 403, None, "", "Unauthorized"),
         // llm-d's simulator confirms a load with an empty body.
         (load, 200, None, "", "ok"),
-        (load, 429, None, "slow down", "UnexpectedAnswer"),
+        (load, 429, None, "slow down", "UnexpectedResponse"),
     ];
     for (call, status, content_type, body, expected) in cases {
         let result = classify_response(call, status, content_type, body.as_bytes());

@@ -268,11 +268,11 @@ fn observing_filter_counts_responses_without_replies() {
     let mut text = String::new();
     encode(&mut text, &registry).unwrap();
     for line in [
-        r#"rollora_observed_answers_total{target="alias-v2",end="whole"} 1"#,
-        r#"rollora_observed_answers_total{target="alias-v2",end="cut"} 1"#,
-        r#"rollora_observed_answers_total{target="other",end="whole"} 2"#,
-        r#"rollora_observed_answers_in_flight{target="alias-v2"} 0"#,
-        r#"rollora_observed_answer_bytes_total{target="alias-v2"} 59"#,
+        r#"rollora_observed_responses_total{target="alias-v2",end="whole"} 1"#,
+        r#"rollora_observed_responses_total{target="alias-v2",end="cut"} 1"#,
+        r#"rollora_observed_responses_total{target="other",end="whole"} 2"#,
+        r#"rollora_observed_responses_in_flight{target="alias-v2"} 0"#,
+        r#"rollora_observed_response_bytes_total{target="alias-v2"} 59"#,
         r#"rollora_observed_prompt_tokens_total{target="alias-v2"} 7"#,
         r#"rollora_observed_completion_tokens_total{target="alias-v2"} 40"#,
         r#"rollora_observed_seconds_count{target="alias-v2"} 2"#,
