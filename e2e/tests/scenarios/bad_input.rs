@@ -298,7 +298,7 @@ fn unreachable_server_at_start_is_reported() {
         fs::remove_dir_all(harness.environment.rollora_local().state_dir())?;
         harness.start_operator().await?;
         harness.wait_for(served_by(MODEL, V1)).await?;
-        wait_for_explanation(harness, &["cannot be reached"]).await?;
+        wait_for_explanation(harness, &["cannot connect to vLLM"]).await?;
         harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
         harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
         harness.stop_clients_and_verify().await.map(drop)

@@ -76,7 +76,7 @@ fn mistakes() -> Vec<ObjectMistake> {
             expected_condition(
                 STALLED,
                 reason::INVALID,
-                &["InferencePool", "forgotten-pool", "make it", "spec.poolRef"],
+                &["InferencePool", "forgotten-pool", "create it", "spec.poolRef"],
             ),
         ),
         mistake(
