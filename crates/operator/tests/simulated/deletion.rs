@@ -57,7 +57,7 @@ fn missing_rewrite_does_not_delay_deletion() {
     run.run_until("the Rollout is deleted", |world| world.deleted);
     assert!(run.world().rewrites.is_empty(), "it is not created again\n{}", run.log_text());
     assert!(
-        run.world().events.iter().any(|event| event.message.contains("nothing to give back")),
+        run.world().events.iter().any(|event| event.message.contains("there is no weight to return to stable")),
         "{}",
         run.log_text()
     );
