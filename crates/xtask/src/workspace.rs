@@ -22,6 +22,10 @@ pub(crate) fn root() -> Result<PathBuf> {
 pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root()?);
+    if std::env::var("CI").is_ok_and(|value| value == "true") {
+        // A build that is never repeated does not pay for being repeatable.
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     // Variables that `cargo run` set for this package must not reach other packages.
     for (name, _) in std::env::vars_os() {
         let of_this_package =

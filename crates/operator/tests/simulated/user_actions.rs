@@ -419,7 +419,8 @@ fn steps_are_pinned_and_an_edit_is_reported() {
     run.world().edit_spec(|rollout| rollout.spec.strategy.steps.truncate(1));
     run.run_for(SignedDuration::from_secs(2));
     assert_eq!(run.world().status().steps.len(), 5);
-    let said = |event: &rollora_operator::ports::RolloutEvent| event.message.contains("the next one uses the edited steps");
+    let said =
+        |event: &rollora_operator::ports::RolloutEvent| event.message.contains("the next one uses the edited steps");
     assert_eq!(run.world().events.iter().filter(|event| said(event)).count(), 1, "{}", run.log_text());
 }
 
