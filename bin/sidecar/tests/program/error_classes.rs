@@ -82,8 +82,8 @@ fn unavailable_server_is_reported_with_its_error_class() {
     let gone = FakeVllm::start(FakeVllmConfig::default());
     gone.kill();
     for (port, reason, text) in [
-        (refusing.port(), "Unauthorized", "give the key that it was started with"),
-        (gone.port(), "Unreachable", "check that it runs and listens there"),
+        (refusing.port(), "Unauthorized", "configure the key that it was started with"),
+        (gone.port(), "Unreachable", "check that it runs and listens at this address"),
     ] {
         let mut mount = ConfigMapMount::new();
         mount.update(&adapters_file(port, &["v1"], &[]), None);
