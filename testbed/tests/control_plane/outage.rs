@@ -52,7 +52,7 @@ fn data_survives_restart_and_crds_can_be_changed() -> Result<()> {
         maps.get("kept").await?;
 
         plane.install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-        ensure!(serves_rewrites(&client, "llm-d.ai").await?);
+        wait_for("the new resource to be served", async || serves_rewrites(&client, "llm-d.ai").await).await?;
         plane.uninstall_crd(&legacy).await?;
         ensure!(
             !serves_rewrites(&client, "inference.networking.x-k8s.io").await?
