@@ -10,7 +10,7 @@ use crate::process;
 use crate::tools::{CONTROL_PLANE, ENVOY, ToolCache, ToolEntry, ToolRecipe, VLLM_CPU};
 use crate::workspace::{self, Programs};
 
-/// Builds for the whole workspace, so that the demo and the tests share their compilation.
+/// Both with the features of the whole workspace, so that the two demos share what they compile.
 const LOCAL_BUILD: &[&str] = &["--workspace", "--bin", "rollora", "--bin", "vllm-sim", "--bin", "demo"];
 const CLUSTER_BUILD: &[&str] = &["--workspace", "--bins"];
 

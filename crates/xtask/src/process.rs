@@ -165,6 +165,8 @@ pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, repo
     loop {
         if let Some(exit) = child.exit_reason() {
             count_cpu_time(child.id());
+            // It needs no time to clean up any more.
+            child.kill();
             return if exit == ExitReason::Exit(0) { Ok(()) } else { Err(anyhow!("the command failed with {exit}")) };
         }
         if start.elapsed() >= last_report + PROGRESS_INTERVAL {

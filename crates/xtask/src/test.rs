@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Result, bail};
 
-use crate::workspace::Lints;
+use crate::workspace::{self, Lints};
 use crate::{bench, clock, process};
 
 mod compile;
@@ -122,8 +122,7 @@ pub(crate) fn run(scope: TestScope, names: &[String]) -> Result<ExitCode> {
         }
         Ok(lines)
     })?;
-    let summary =
-        Summary { lines, wall: start.elapsed(), strict: std::env::var("CI").is_ok_and(|value| value == "true") };
+    let summary = Summary { lines, wall: start.elapsed(), strict: workspace::is_ci() };
     print!("\n{summary}");
     Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -18,11 +18,16 @@ pub(crate) fn root() -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
+/// Whether this run is one of CI, which sets `CI=true`.
+pub(crate) fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
 /// Returns a cargo command in the repository, using the cargo that runs this program.
 pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root()?);
-    if std::env::var("CI").is_ok_and(|value| value == "true") {
+    if is_ci() {
         // A build that is never repeated does not pay for being repeatable.
         command.env("CARGO_INCREMENTAL", "0");
     }

@@ -19,7 +19,7 @@ const SEED_VARIABLE: &str = "PROPTEST_RNG_SEED";
 /// Tests that need neither tools nor scenarios: the unit tests of all crates and programs.
 const UNIT_TESTS: &[&str] = &["--workspace", "--lib", "--bins"];
 /// Tests that check pure decision code against properties or test vectors.
-const LAWS: &[&str] = &[
+const PROPERTY_TESTS: &[&str] = &[
     "-p",
     "rollora-operator",
     "-p",
@@ -64,7 +64,7 @@ pub(super) fn run(scope: TestScope, lints: Lints, fetching: PendingTools<'_>) ->
 
 /// Runs the tests that take a minute or two once everything is compiled.
 pub(super) fn quick(lints: Lints) -> CheckOutcome {
-    let suites = [UNIT_TESTS, LAWS, GUIDE].map(|arguments| run_cargo_test(lints, arguments, |_| {}));
+    let suites = [UNIT_TESTS, PROPERTY_TESTS, GUIDE].map(|arguments| run_cargo_test(lints, arguments, |_| {}));
     suites.into_iter().collect::<Result<()>>().into()
 }
 
